@@ -1,0 +1,5 @@
+"""Model classes."""
+
+from .controlnet_backshan import BackshanControlNetModel, BackshanControlNetOutput
+
+__all__ = ["BackshanControlNetModel", "BackshanControlNetOutput"]

@@ -1,0 +1,1 @@
+"""Training: configs, small models from nothing, caches, steps, checkpoints."""

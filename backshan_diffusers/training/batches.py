@@ -1,0 +1,100 @@
+"""Batches as a function of (seed, stage, step, process): nothing to remember, so nothing to restore on resume."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..conditioning import control_image
+from ..models import BackshanControlNetModel
+from .caching import PairArrays, to_pixels
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Everything random in one stage on one process.
+
+    Args:
+        seed: the run's seed.
+        stage: name of the stage.
+        process, processes: which process this is, of how many.
+    """
+
+    seed: int
+    stage: str
+    process: int = 0
+    processes: int = 1
+
+    def generator(self, step: int, purpose: str) -> torch.Generator:
+        """A CPU generator that depends on nothing but the run, the step and what it is for."""
+        name = f"{self.seed} {self.stage} {step} {self.process} {purpose}"
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+        return torch.Generator().manual_seed(seed)
+
+    def indices(self, step: int, batch_size: int, total: int) -> np.ndarray:
+        """The items of a step on this process. Every epoch is a new order, and no item comes twice in an epoch."""
+        wanted = batch_size * self.processes
+        start = step * wanted + self.process * batch_size
+        positions = range(start, start + batch_size)
+        orders = {epoch: self._order(epoch, total) for epoch in {position // total for position in positions}}
+        return np.array([orders[position // total][position % total] for position in positions])
+
+    def _order(self, epoch: int, total: int) -> np.ndarray:
+        name = f"{self.seed} {self.stage} epoch {epoch}"
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+        return torch.randperm(total, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def crop_batch(pairs: PairArrays, indices: np.ndarray, crop_size: int, generator: torch.Generator) -> dict:
+    """Random square crops of the backs and fronts, one of each item: `2B x 3 x crop_size x crop_size` in [-1, 1]."""
+    side = pairs.backs.shape[1]
+    crops = []
+    for pictures in (pairs.backs, pairs.fronts):
+        for index in indices:
+            top, left = torch.randint(side - crop_size + 1, (2,), generator=generator).tolist()
+            crops.append(pictures[index, top : top + crop_size, left : left + crop_size])
+    return {"pixels": to_pixels(np.stack(crops))}
+
+
+def latent_batch(latents: torch.Tensor, indices: np.ndarray, prompts: torch.Tensor, generator: torch.Generator, p: float):
+    """Front latents with their prompt embeddings, a share `p` of which is the empty prompt's.
+
+    Args:
+        latents: `N x C x H x W`, scaled.
+        prompts: `2 x T x E`; the run's prompt, then the empty one.
+    """
+    dropped = (torch.rand(len(indices), generator=generator) < p).long()
+    return {"latents": latents[indices], "prompts": prompts[dropped]}
+
+
+def control_batch(
+    pairs: PairArrays, indices: np.ndarray, controlnet: BackshanControlNetModel, generator: torch.Generator, p: float
+) -> dict:
+    """Control pictures of backs and fronts, `B x C x S x S` in [0, 1], and the items' groups.
+
+    A share `p` of the backs is replaced by a white picture, so that the model also knows what to do without one.
+    """
+    config = controlnet.config
+    blanked = torch.rand(len(indices), generator=generator) < p
+    controls = {}
+    for view, pictures, mirror in (("back", pairs.backs, config.mirror), ("front", pairs.fronts, False)):
+        arrays = pictures[indices]
+        if view == "back":
+            arrays[blanked.numpy()] = 255
+        controls[f"{view}_control"] = torch.stack(
+            [
+                control_image(
+                    Image.fromarray(array),
+                    config.conditioning,
+                    mirror,
+                    config.canny_low_threshold,
+                    config.canny_high_threshold,
+                )
+                for array in arrays
+            ]
+        )
+    return {**controls, "groups": torch.from_numpy(pairs.groups[indices])}

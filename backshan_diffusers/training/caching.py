@@ -1,0 +1,126 @@
+"""Pairs and latents computed once, kept on disk under a name that says what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from ..data import load_pairs
+
+
+@dataclass(frozen=True)
+class PairArrays:
+    """Pictures of `N` pairs as arrays that stay on disk until they are read.
+
+    Args:
+        backs: `N x S x S x 3` uint8.
+        fronts: `N x S x S x 3` uint8.
+        groups: `N` int64, equal where the outfit is equal.
+        key: what the arrays depend on, as a short hash.
+    """
+
+    backs: np.ndarray
+    fronts: np.ndarray
+    groups: np.ndarray
+    key: str
+
+
+def cache_pairs(source: str, split: str, size: int, count: int, folder: Path, workers: int) -> PairArrays:
+    """Draw or read `count` pairs once; later calls with the same arguments open what is there.
+
+    Args:
+        source, split, size, count: as in `load_pairs`.
+        folder: where caches live.
+        workers: processes that make pictures.
+    """
+    key = _key("pairs-1", source, split, size, count)
+    paths = {name: folder / f"{key}-{name}.npy" for name in ("backs", "fronts", "groups")}
+    if not all(path.exists() for path in paths.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_pairs(paths, (source, split, size, count), workers)
+    opened = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
+    return PairArrays(**opened, key=key)
+
+
+def _write_pairs(paths: dict[str, Path], arguments: tuple, workers: int) -> None:
+    source, split, size, count = arguments
+    pending = {name: path.with_suffix(f".{os.getpid()}.tmp") for name, path in paths.items()}
+    shape = (count, size, size, 3)
+    backs, fronts = (
+        np.lib.format.open_memmap(pending[name], mode="w+", dtype=np.uint8, shape=shape) for name in ("backs", "fronts")
+    )
+    group_ids = []
+    chunks = [(*arguments, start, min(start + 64, count)) for start in range(0, count, 64)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        bar = tqdm(pool.map(_read_chunk, chunks), total=len(chunks), desc=f"{source} {split} pairs", unit="64 pairs")
+        for (*_, start, stop), (chunk_backs, chunk_fronts, chunk_groups) in zip(chunks, bar, strict=True):
+            backs[start:stop], fronts[start:stop] = chunk_backs, chunk_fronts
+            group_ids += chunk_groups
+    with open(pending["groups"], "wb") as file:
+        np.save(file, np.unique(group_ids, return_inverse=True)[1].astype(np.int64))
+    backs.flush(), fronts.flush()
+    for name, path in paths.items():
+        os.replace(pending[name], path)
+
+
+def _read_chunk(arguments: tuple) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    source, split, size, count, start, stop = arguments
+    rows = [row for row in load_pairs(source, split=split, size=size, count=count)[start:stop]]
+    pictures = [np.stack([np.asarray(row[view]) for row in rows]) for view in ("back", "front")]
+    return *pictures, [row["group_id"] for row in rows]
+
+
+def cache_latents(pairs: PairArrays, vae: AutoencoderKL, folder: Path, batch_size: int = 32) -> torch.Tensor:
+    """Scaled VAE latents of every front, computed once for these pairs and these weights.
+
+    Returns:
+        `N x C x H x W` float32: the posterior's mean times the scaling factor.
+    """
+    path = folder / f"{_key('latents-1', pairs.key, vae.config.scaling_factor, _fingerprint(vae))}.safetensors"
+    if not path.exists():
+        save_atomically({"latents": _encode(pairs.fronts, vae, batch_size)}, path)
+    return load_file(path)["latents"]
+
+
+@torch.no_grad()
+def _encode(pictures: np.ndarray, vae: AutoencoderKL, batch_size: int) -> torch.Tensor:
+    latents = []
+    for start in tqdm(range(0, len(pictures), batch_size), desc="front latents", unit="batch"):
+        pixels = to_pixels(pictures[start : start + batch_size]).to(vae.device)
+        latents.append(vae.encode(pixels).latent_dist.mean.cpu())
+    return torch.cat(latents) * vae.config.scaling_factor
+
+
+def to_pixels(pictures: np.ndarray) -> torch.Tensor:
+    """`B x H x W x 3` uint8 to `B x 3 x H x W` float32 in [-1, 1]."""
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def save_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write safetensors beside `path` and rename, so that a reader sees all of it or nothing."""
+    pending = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, pending)
+    os.replace(pending, path)
+
+
+def _fingerprint(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _key(*parts) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

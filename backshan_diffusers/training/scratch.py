@@ -1,0 +1,154 @@
+"""Small pipelines built from nothing: the classes of Stable Diffusion 1.5 at any size, with random weights."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers import pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ..models import BackshanControlNetModel
+from ..pipelines import BackToFrontPipeline
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Shape of a pipeline built from nothing.
+
+    Args:
+        image_size: side of the square pictures in pixels.
+        latent_channels: channels of a latent; its side is `image_size / 2 ** (len(vae_channels) - 1)`.
+        vae_channels: width of each level of the autoencoder, from full resolution down.
+        unet_channels: width of each level of the U-Net, from latent resolution down.
+        unet_attention: which of these levels attend to themselves and to the prompt; the middle always does.
+        condition_channels: width of each level of the ControlNet's condition embedding, as many as `vae_channels`.
+        text_width: width of the text encoder, and of what the U-Net attends to.
+        text_layers: layers of the text encoder.
+        attention_head_dim: heads of each attention, under the name that diffusers gives their number.
+        norm_num_groups: groups of every group norm.
+    """
+
+    image_size: int = 128
+    latent_channels: int = 16
+    vae_channels: tuple[int, ...] = (16, 32, 64, 128)
+    unet_channels: tuple[int, ...] = (80, 128, 128, 128)
+    unet_attention: tuple[bool, ...] = (False, False, True, False)
+    condition_channels: tuple[int, ...] = (8, 16, 32, 64)
+    text_width: int = 64
+    text_layers: int = 2
+    attention_head_dim: int = 4
+    norm_num_groups: int = 8
+
+
+def build_pipeline(size: ModelSize, seed: int, **recorded) -> BackToFrontPipeline:
+    """Build a complete pipeline with random weights.
+
+    Args:
+        size: shape of every part.
+        seed: seeds the weights; the caller's random state is left as it was.
+        recorded: config fields of [`BackshanControlNetModel`] (`conditioning`, `mirror`, ...).
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae, unet = _build_vae(size), _build_unet(size)
+        controlnet = build_controlnet(unet, size, **recorded)
+        tokenizer = _build_tokenizer()
+        text_encoder = _build_text_encoder(size, tokenizer)
+    return BackToFrontPipeline(
+        vae=vae,
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        unet=unet,
+        controlnet=controlnet,
+        scheduler=_build_scheduler(),
+    )
+
+
+def build_controlnet(unet: UNet2DConditionModel, size: ModelSize, **recorded) -> BackshanControlNetModel:
+    """Copy the encoder of `unet` into a new ControlNet whose residuals are zero."""
+    return BackshanControlNetModel.from_unet(
+        unet,
+        conditioning_embedding_out_channels=size.condition_channels,
+        image_size=size.image_size,
+        **recorded,
+    )
+
+
+def _build_vae(size: ModelSize) -> AutoencoderKL:
+    levels = len(size.vae_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=size.vae_channels,
+        layers_per_block=1,
+        latent_channels=size.latent_channels,
+        norm_num_groups=size.norm_num_groups,
+        sample_size=size.image_size,
+        mid_block_add_attention=False,
+    )
+
+
+def _build_unet(size: ModelSize) -> UNet2DConditionModel:
+    down_types = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in size.unet_attention)
+    return UNet2DConditionModel(
+        sample_size=size.image_size // 2 ** (len(size.vae_channels) - 1),
+        in_channels=size.latent_channels,
+        out_channels=size.latent_channels,
+        down_block_types=down_types,
+        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down_types)),
+        block_out_channels=size.unet_channels,
+        layers_per_block=1,
+        cross_attention_dim=size.text_width,
+        attention_head_dim=size.attention_head_dim,
+        norm_num_groups=size.norm_num_groups,
+    )
+
+
+def _build_text_encoder(size: ModelSize, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.text_width,
+        intermediate_size=2 * size.text_width,
+        num_hidden_layers=size.text_layers,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=size.text_width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def _build_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer that knows single bytes only: no merges to learn, and nothing is out of vocabulary."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = letters + [f"{letter}</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        vocabulary.write_text(json.dumps({token: index for index, token in enumerate(tokens)}), encoding="utf-8")
+        merges.write_text("#version: 0.2\n", encoding="utf-8")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
+def _build_scheduler() -> DDIMScheduler:
+    """DDIM with the noise schedule of Stable Diffusion, brought to zero signal at the last step.
+
+    With a zero terminal signal a sample can start from pure noise and still reach any mean colour, which plain
+    backdrops need (Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed").
+    """
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )

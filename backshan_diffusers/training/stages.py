@@ -1,0 +1,144 @@
+"""What each stage trains and on which loss: one module for each, so that any engine can wrap it as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import nn
+
+from ..models import BackshanControlNetModel
+from ..objective import Objective, backshan_loss, cosine_matrix, noise_mse, pair_accuracy
+
+Batch = dict[str, torch.Tensor]
+
+
+class StageModule(nn.Module):
+    """A loss with the models it trains.
+
+    Subclasses fill `trained` (name of the pipeline component -> module) and implement `forward(batch, generator)`, which
+    returns scalars of which `loss` is minimised. Frozen models are held outside of the module tree, so that they are
+    neither wrapped nor saved.
+    """
+
+    def __init__(self, trained: dict[str, nn.Module], frozen: dict[str, nn.Module]):
+        super().__init__()
+        self.trained = nn.ModuleDict(trained)
+        object.__setattr__(self, "frozen", frozen)
+        for model in trained.values():
+            model.requires_grad_(True).train()
+        for model in frozen.values():
+            model.requires_grad_(False).eval()
+
+    def component(self, name: str) -> nn.Module:
+        """The model of that name, trained or frozen."""
+        return self.trained[name] if name in self.trained else self.frozen[name]
+
+    def named_trained(self) -> Iterator[tuple[str, nn.Module]]:
+        """The trained models by component name."""
+        yield from self.trained.items()
+
+
+class AutoencoderStage(StageModule):
+    """Reconstruction: mean |x - x_hat| + w_e mean |dx - dx_hat| + w_k KL, on pictures in [-1, 1].
+
+    dx are differences of neighbouring pixels, which keep edges sharp; KL is per latent value.
+    """
+
+    def __init__(self, vae: AutoencoderKL, kl_weight: float, edge_weight: float):
+        super().__init__({"vae": vae}, {})
+        self.kl_weight, self.edge_weight = kl_weight, edge_weight
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        pixels = batch["pixels"]
+        posterior = self.trained["vae"].encode(pixels).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(pixels.device)
+        rebuilt = self.trained["vae"].decode(posterior.mean + posterior.std * noise).sample
+        error = rebuilt - pixels
+        l1 = error.abs().mean()
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        return {"loss": l1 + self.edge_weight * edges + self.kl_weight * kl, "l1": l1, "kl": kl}
+
+
+class PriorStage(StageModule):
+    """The U-Net on front latents alone, without a condition."""
+
+    def __init__(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler):
+        super().__init__({"unet": unet}, {})
+        self.scheduler = scheduler
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        noised, timesteps, target = diffuse(self.scheduler, batch["latents"], generator)
+        prediction = self.trained["unet"](noised, timesteps, batch["prompts"]).sample
+        mse = noise_mse(prediction, target)
+        return {"loss": mse, "mse": mse}
+
+
+class ControlStage(StageModule):
+    """ControlNet on pairs, with the U-Net frozen (`controlnet`) or learning too (`joint`).
+
+    The backs, and where the objective compares them the fronts as well, go through ControlNet as one batch. Both see
+    the same noised front latents, as the method's figures show.
+    """
+
+    def __init__(
+        self,
+        controlnet: BackshanControlNetModel,
+        unet: UNet2DConditionModel,
+        scheduler: DDIMScheduler,
+        objective: Objective,
+        train_unet: bool,
+    ):
+        models = {"controlnet": controlnet, "unet": unet}
+        names = ("controlnet", "unet") if train_unet else ("controlnet",)
+        super().__init__({n: models[n] for n in names}, {n: m for n, m in models.items() if n not in names})
+        self.scheduler, self.objective = scheduler, objective
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        noised, timesteps, target = diffuse(self.scheduler, batch["latents"], generator)
+        conditions = [batch["back_control"]]
+        if self.objective.contrastive_weight:
+            conditions.append(batch["front_control"])
+        copies = len(conditions)
+        residuals = self.trained["controlnet"](
+            noised.repeat(copies, 1, 1, 1),
+            timesteps.repeat(copies),
+            batch["prompts"].repeat(copies, 1, 1),
+            torch.cat(conditions),
+        ).split([len(noised)] * copies)
+        prediction = self.component("unet")(
+            noised,
+            timesteps,
+            batch["prompts"],
+            down_block_additional_residuals=residuals[0].down_block_res_samples,
+            mid_block_additional_residual=residuals[0].mid_block_res_sample,
+        ).sample
+        features = [BackshanControlNetModel.control_features(part) for part in residuals] if copies == 2 else []
+        terms = backshan_loss(self.objective, prediction, target, *features, group_ids=batch["groups"])
+        if features:
+            terms["pair_accuracy"] = pair_accuracy(cosine_matrix(*features).detach())
+        return terms
+
+
+def diffuse(
+    scheduler: DDIMScheduler, latents: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise a batch at timesteps spread evenly over the schedule, which lowers the loss's variance.
+
+    Args:
+        latents: `B x C x H x W`, scaled.
+        generator: a CPU generator; it fixes noise and timesteps.
+
+    Returns:
+        The noised latents, their timesteps (`B`), and what the U-Net has to predict from them.
+    """
+    steps, size = scheduler.config.num_train_timesteps, len(latents)
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    position = (torch.rand(1, generator=generator) + torch.randperm(size, generator=generator) / size) % 1
+    timesteps = (position * steps).long().clamp(max=steps - 1).to(latents.device)
+    noised = scheduler.add_noise(latents, noise, timesteps)
+    if scheduler.config.prediction_type == "v_prediction":
+        return noised, timesteps, scheduler.get_velocity(latents, noise, timesteps)
+    return noised, timesteps, noise

@@ -1,0 +1,150 @@
+"""The loop of one stage: steps, averaged weights, checkpoints, a plain log."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from .batches import Draws
+from .checkpoints import load_newest_checkpoint, save_checkpoint
+from .config import TrainingConfig
+from .stages import Batch, StageModule
+
+DECAY_SHARE = 0.3
+"""The learning rate stays at its height until this share of the steps is left, then falls to 0 in a line.
+
+A run may so be lengthened while it is at its height without having taken a single step too slow."""
+
+
+def learning_rate_factor(step: int, warmup_steps: int, max_steps: int) -> float:
+    """Linear warm-up, a plateau, and a linear end: the share of the highest learning rate at `step` (from 0)."""
+    warmup = (step + 1) / max(warmup_steps, 1)
+    decay = (max_steps - step) / max(DECAY_SHARE * max_steps, 1)
+    return max(min(warmup, decay, 1.0), 0.0)
+
+
+class StageTrainer:
+    """Trains a stage to its end, from its newest checkpoint if there is one.
+
+    Args:
+        accelerator: the engine; everything distributed goes through it.
+        module: the stage's loss with its models.
+        make_batch: `(step, draws) -> Batch` on the CPU, a function of its arguments alone.
+        config: the stage's config.
+        name: the stage's name.
+        folder: where checkpoints and `metrics.jsonl` go.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: StageModule,
+        make_batch: Callable[[int, Draws], Batch],
+        config: TrainingConfig,
+        name: str,
+        folder: Path,
+    ):
+        self.accelerator, self.make_batch, self.config, self.folder = accelerator, make_batch, config, folder
+        self.draws = Draws(config.seed, name, accelerator.process_index, accelerator.num_processes)
+        self.models = dict(module.named_trained())
+        optimizer = torch.optim.AdamW(
+            module.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, config.warmup_steps, config.max_steps)
+        )
+        for model in module.frozen.values():
+            model.to(accelerator.device)
+        # The schedule counts steps of the run. Left to accelerate, it would advance once for each process.
+        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.schedule = schedule
+        self.averages = {name: EMAModel(model.parameters(), config.ema_decay) for name, model in self.models.items()}
+        for state in (schedule, *self.averages.values()):
+            accelerator.register_for_checkpointing(state)
+        self.step = load_newest_checkpoint(accelerator, folder)
+        for average in self.averages.values():
+            average.to(accelerator.device)
+
+    def train(self, on_validate: Callable[[int], None]) -> None:
+        """Run the steps that are left. `on_validate(step)` is called with the averaged weights in place."""
+        config, total = self.config, self.config.max_steps
+        bar = tqdm(
+            range(self.step, total),
+            initial=self.step,
+            total=total,
+            desc=self.draws.stage,
+            disable=not self.accelerator.is_local_main_process,
+        )
+        began, pictures = time.perf_counter(), 0
+        for _ in bar:
+            terms = self._step()
+            pictures += config.batch_size * self.accelerator.num_processes
+            if self.step % config.log_every == 0 or self.step == total:
+                elapsed = time.perf_counter() - began
+                self._log({name: round(float(term), 6) for name, term in terms.items()}, pictures / elapsed)
+                bar.set_postfix(loss=f"{float(terms['loss']):.4f}")
+                began, pictures = time.perf_counter(), 0
+            if self.step % config.checkpoint_every == 0 or self.step == total:
+                save_checkpoint(self.accelerator, self.folder, self.step)
+            if self.step % config.validate_every == 0 or self.step == total:
+                with self.averaged_weights():
+                    on_validate(self.step)
+                began, pictures = time.perf_counter(), 0
+
+    def _step(self) -> dict[str, torch.Tensor]:
+        batch = self.make_batch(self.step, self.draws)
+        batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        with self.accelerator.autocast():
+            terms = self.module(batch, self.draws.generator(self.step, "noise"))
+        if not torch.isfinite(terms["loss"]):
+            raise FloatingPointError(
+                f"the loss is {float(terms['loss'])} at step {self.step}: lower learning_rate, or use full precision;"
+                f" the last checkpoint in {self.folder} is good."
+            )
+        self.accelerator.backward(terms["loss"])
+        terms = {name: term.detach() for name, term in terms.items()}
+        for name, model in self.models.items():
+            norm = self.accelerator.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+            terms[f"grad_norm_{name}"] = norm
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        for name, model in self.models.items():
+            self.averages[name].step(model.parameters())
+        self.step += 1
+        return terms
+
+    @contextmanager
+    def averaged_weights(self):
+        """Within, every trained model holds its averaged weights and is in evaluation mode."""
+        for name, model in self.models.items():
+            self.averages[name].store(model.parameters())
+            self.averages[name].copy_to(model.parameters())
+            model.eval()
+        try:
+            yield
+        finally:
+            for name, model in self.models.items():
+                self.averages[name].restore(model.parameters())
+                model.train()
+
+    def _log(self, terms: dict[str, float], pictures_per_second: float) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        line = {
+            "stage": self.draws.stage,
+            "step": self.step,
+            **terms,
+            "learning_rate": self.schedule.get_last_lr()[0],
+            "pictures_per_second": round(pictures_per_second, 2),
+        }
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,197 @@
+"""`BackshanControlNetModel`: its config, where it comes from, and the habits of its parent."""
+
+import json
+
+import pytest
+import torch
+from diffusers import ControlNetModel
+from peft import LoraConfig
+from tiny import TINY, build_controlnet, tiny_controlnet, tiny_unet, wake
+
+from backshan_diffusers import BackshanControlNetModel
+
+
+def inputs(channels: int = 3, batch: int = 2, seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "sample": torch.randn(batch, 4, 8, 8, generator=generator),
+        "timestep": torch.tensor([10, 700][:batch]),
+        "encoder_hidden_states": torch.randn(batch, 7, 16, generator=generator),
+        "controlnet_cond": torch.rand(batch, channels, 64, 64, generator=generator),
+    }
+
+
+def every(output) -> list[torch.Tensor]:
+    return [*output.down_block_res_samples, output.mid_block_res_sample]
+
+
+def stock_controlnet(conditioning_channels: int = 3) -> ControlNetModel:
+    torch.manual_seed(3)
+    stock = ControlNetModel.from_unet(
+        tiny_unet(),
+        conditioning_embedding_out_channels=TINY.condition_channels,
+        conditioning_channels=conditioning_channels,
+    )
+    wake(stock)
+    return stock
+
+
+@pytest.mark.parametrize(("conditioning", "channels"), [("canny", 3), ("rgb", 3), ("canny+rgb", 6)])
+def test_conditioning_fixes_the_width_of_the_condition(conditioning, channels):
+    model = tiny_controlnet(conditioning)
+    assert model.config.conditioning_channels == channels
+    assert model.controlnet_cond_embedding.conv_in.in_channels == channels
+
+
+def test_a_width_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="canny\\+rgb.*6 channels.*is 3"):
+        BackshanControlNetModel(conditioning="canny+rgb", conditioning_channels=3)
+
+
+def test_an_unknown_conditioning_is_refused():
+    with pytest.raises(ValueError, match="depth"):
+        BackshanControlNetModel(conditioning="depth")
+
+
+def test_from_unet_copies_the_encoder_and_starts_at_zero():
+    unet = tiny_unet()
+    model = build_controlnet(unet, TINY, conditioning="rgb")
+    torch.testing.assert_close(model.conv_in.weight, unet.conv_in.weight)
+    assert all(residual.abs().max() == 0 for residual in every(model(**inputs())))
+
+
+def test_what_is_recorded_comes_back(tmp_path):
+    recorded = {
+        "conditioning": "canny+rgb",
+        "mirror": False,
+        "canny_low_threshold": 11,
+        "canny_high_threshold": 222,
+        "default_prompt": "the front",
+        "default_guidance_scale": 3.5,
+        "default_num_inference_steps": 7,
+    }
+    model = tiny_controlnet(**recorded)
+    model.save_pretrained(tmp_path)
+    again = BackshanControlNetModel.from_pretrained(tmp_path)
+    for name, value in {**recorded, "image_size": 64}.items():
+        assert again.config[name] == value
+    with torch.no_grad():
+        for ours, theirs in zip(every(model.eval()(**inputs(6))), every(again(**inputs(6))), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_unknown_fields_are_refused_by_name():
+    with pytest.raises(TypeError, match="mirrored: no such config field"):
+        BackshanControlNetModel.from_unet(tiny_unet(), mirrored=True)
+
+
+@pytest.mark.parametrize("conditioning", ["canny", "rgb", "canny+rgb"])
+def test_from_controlnet_keeps_what_the_old_channels_do(conditioning):
+    stock = stock_controlnet()
+    model = BackshanControlNetModel.from_controlnet(stock, conditioning=conditioning, mirror=False)
+    theirs = inputs()
+    ours = dict(theirs)
+    if conditioning == "canny+rgb":
+        ours["controlnet_cond"] = torch.cat([theirs["controlnet_cond"], torch.rand(2, 3, 64, 64)], dim=1)
+    with torch.no_grad():
+        for old, new in zip(every(stock(**theirs)), every(model(**ours)), strict=True):
+            torch.testing.assert_close(old, new)
+    assert model.config.mirror is False
+
+
+def test_the_new_channels_can_learn():
+    model = BackshanControlNetModel.from_controlnet(stock_controlnet(), conditioning="canny+rgb")
+    model(**inputs(6)).mid_block_res_sample.sum().backward()
+    assert model.controlnet_cond_embedding.conv_in.weight.grad[:, 3:].abs().max() > 0
+
+
+def test_from_controlnet_leaves_the_stock_model_alone():
+    stock = stock_controlnet()
+    model = BackshanControlNetModel.from_controlnet(stock)
+    model.conv_in.weight.data.zero_()
+    assert stock.conv_in.weight.abs().max() > 0
+
+
+def test_from_controlnet_opens_a_folder(tmp_path):
+    stock_controlnet().save_pretrained(tmp_path)
+    model = BackshanControlNetModel.from_controlnet(str(tmp_path), conditioning="canny+rgb", image_size=64)
+    assert model.config.conditioning_channels == 6
+
+
+def test_from_controlnet_keeps_the_record_of_one_of_ours():
+    model = BackshanControlNetModel.from_controlnet(
+        tiny_controlnet(default_prompt="the front", mirror=False), conditioning="rgb"
+    )
+    assert (model.config.default_prompt, model.config.mirror) == ("the front", False)
+
+
+def test_from_controlnet_refuses_to_narrow():
+    with pytest.raises(ValueError, match="reads 6 condition channels, more than the 3"):
+        BackshanControlNetModel.from_controlnet(stock_controlnet(6), conditioning="rgb")
+
+
+def test_a_folder_of_ours_opens_in_the_stock_class(tmp_path):
+    model = tiny_controlnet("canny+rgb")
+    model.save_pretrained(tmp_path)
+    stock = ControlNetModel.from_pretrained(tmp_path)
+    assert type(stock) is ControlNetModel
+    with torch.no_grad():
+        for ours, theirs in zip(every(model.eval()(**inputs(6))), every(stock(**inputs(6))), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_forward_gives_a_tuple_on_request():
+    model = tiny_controlnet()
+    downs, mid = model(**inputs(), return_dict=False)
+    assert len(downs) == len(model.controlnet_down_blocks) and mid.shape == (2, 16, 4, 4)
+
+
+def test_split_undoes_one_batch():
+    model = tiny_controlnet().eval()
+    both, first, second = inputs(), inputs(batch=2), inputs(batch=2, seed=5)
+    joined = {name: torch.cat([first[name], second[name]]) for name in both}
+    with torch.no_grad():
+        parts = model(**joined).split([2, 2])
+        for part, alone in zip(parts, (first, second), strict=True):
+            for ours, theirs in zip(every(part), every(model(**alone)), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_control_features_hold_every_residual_of_each_item():
+    output = tiny_controlnet()(**inputs())
+    features = BackshanControlNetModel.control_features(output)
+    assert features.shape == (2, sum(residual[0].numel() for residual in every(output)))
+    torch.testing.assert_close(features[1, -256:], output.mid_block_res_sample[1].flatten())
+    torch.testing.assert_close(features[1, :512], output.down_block_res_samples[0][1].flatten())
+
+
+def test_variants_and_shards(tmp_path):
+    model = tiny_controlnet()
+    model.save_pretrained(tmp_path / "variant", variant="fp16")
+    BackshanControlNetModel.from_pretrained(tmp_path / "variant", variant="fp16")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    index = json.loads((tmp_path / "shards" / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    again = BackshanControlNetModel.from_pretrained(tmp_path / "shards")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_controlnet().train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        sum(residual.square().sum() for residual in every(model(**inputs()))).backward()
+        gradients.append(model.conv_in.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_attention_processors_and_adapters_work():
+    model = tiny_controlnet()
+    model.set_default_attn_processor()
+    before = model(**inputs()).mid_block_res_sample
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    assert not torch.equal(before, model(**inputs()).mid_block_res_sample)
+    model.disable_adapters()
+    torch.testing.assert_close(before, model(**inputs()).mid_block_res_sample)
