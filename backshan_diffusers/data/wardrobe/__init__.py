@@ -1,0 +1,100 @@
+"""`wardrobe`: pairs drawn by code from a seed, any number of them, at any size."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from .canvas import FACE, GARMENT, HEAD, PERSON
+from .outfit import Outfit, Person, Scene, sample_outfit, sample_person, sample_scene
+from .painter import paint_pair
+
+SEEDS_PER_SPLIT = 10_000_000
+SPLITS = {"train": 0, "validation": SEEDS_PER_SPLIT, "test": 2 * SEEDS_PER_SPLIT}  # first seed of each
+SMALLEST, LARGEST = 64, 1024
+RUN = 8  # in every run of this many, the last wears the outfit of the one before
+
+
+@dataclass(frozen=True)
+class Wardrobe:
+    """Draws pairs of one split at one size (px)."""
+
+    split: str
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"wardrobe has no split {self.split!r}; choose one of {', '.join(SPLITS)}.")
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or not SMALLEST <= self.size <= LARGEST:
+            raise ValueError(f"size must be a whole number from {SMALLEST} to {LARGEST} px, not {self.size!r}.")
+
+    @property
+    def capacity(self) -> int:
+        """How many different rows there are."""
+        return SEEDS_PER_SPLIT
+
+    def seed(self, index: int) -> int:
+        """The seed of a row: no two rows of any split share one."""
+        return SPLITS[self.split] + index
+
+    def scene(self, index: int) -> tuple[Outfit, Person, Scene, int]:
+        """What is drawn in a row, and the index whose outfit it wears."""
+        owner = index - 1 if index % RUN == RUN - 1 else index
+        outfit = sample_outfit(3 * self.seed(owner))
+        person = sample_person(3 * self.seed(index) + 1, outfit.masculine)
+        return outfit, person, sample_scene(3 * self.seed(index) + 2, outfit), owner
+
+    def row(self, index: int) -> dict:
+        """One pair with the columns of the schema."""
+        outfit, person, scene, owner = self.scene(index)
+        back, front = paint_pair(self.size, outfit, person, scene)
+        back_masks, front_masks = back.masks(), front.masks()
+        return {
+            "item_id": f"wardrobe-{self.split}-{index:07d}",
+            "group_id": f"wardrobe-{self.split}-outfit-{owner:07d}",
+            "back": Image.fromarray(back.picture()),
+            "front": Image.fromarray(front.picture()),
+            "back_person": Image.fromarray(back_masks[PERSON]),
+            "front_person": Image.fromarray(front_masks[PERSON]),
+            "back_garments": Image.fromarray(back_masks[GARMENT]),
+            "front_garments": Image.fromarray(front_masks[GARMENT]),
+            "front_head": Image.fromarray(front_masks[HEAD]),
+            "front_face": Image.fromarray(front_masks[FACE]),
+            "attributes": describe(outfit, person, scene),
+        }
+
+
+def describe(outfit: Outfit, person: Person, scene: Scene) -> dict[str, str | int | float | bool]:
+    """The labels of a row; sides are the wearer's: "left", "right" or "none"."""
+    sides = {-1: "right", 0: "none", 1: "left"}
+    return {
+        "masculine": person.masculine,
+        "skin": person.skin_name,
+        "hair": person.hair,
+        "hair_color": person.hair_color,
+        "hair_side": sides[person.hair_side],
+        "beard": person.beard,
+        "glasses": person.glasses,
+        "height": round(person.height, 4),
+        "width": round(person.width, 4),
+        "top": outfit.top,
+        "top_color": outfit.top_color,
+        "top_pattern": outfit.top_cloth.pattern,
+        "open": outfit.is_open,
+        "inner_color": outfit.inner_color,
+        "tucked": outfit.tucked,
+        "bottom": "none" if outfit.top_spec.dress else outfit.bottom,
+        "bottom_color": "none" if outfit.top_spec.dress else outfit.bottom_color,
+        "bottom_pattern": "none" if outfit.top_spec.dress else outfit.bottom_cloth.pattern,
+        "belt": outfit.belt,
+        "shoes": outfit.shoes,
+        "bag": outfit.bag,
+        "bag_side": sides[outfit.bag_side],
+        "bare_shoulder": sides[outfit.bare_shoulder],
+        "longer_hem": sides[(outfit.hem_drop > 0) - (outfit.hem_drop < 0)],
+        "rolled_sleeve": sides[outfit.rolled_sleeve],
+        "watch": sides[outfit.watch],
+        "chest_print": outfit.chest_print,
+        "back_print": outfit.back_print,
+        "backdrop": scene.backdrop,
+        "light_from": "left of the picture" if scene.light_side < 0 else "right of the picture",
+    }

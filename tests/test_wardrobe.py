@@ -1,0 +1,504 @@
+"""The drawn pairs: same bytes everywhere, same outfit from both sides, left and right where they belong."""
+
+import dataclasses
+import hashlib
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backshan_diffusers.data import COLUMNS, Pairs, load_pairs
+from backshan_diffusers.data.wardrobe import RUN, SEEDS_PER_SPLIT, SPLITS, Wardrobe
+from backshan_diffusers.data.wardrobe.canvas import FACE, GARMENT, HEAD, PERSON
+from backshan_diffusers.data.wardrobe.fabric import PATTERNS, Cloth
+from backshan_diffusers.data.wardrobe.outfit import (
+    BACKDROPS,
+    BAGS,
+    BOTTOMS,
+    HAIR_STYLES,
+    SHOES,
+    TOPS,
+    sample_outfit,
+    sample_person,
+    sample_scene,
+)
+from backshan_diffusers.data.wardrobe.painter import paint_pair
+
+PICTURES = [name for name in COLUMNS if name not in ("item_id", "group_id", "attributes")]
+MASKS = [name for name in PICTURES if name not in ("back", "front")]
+GREEN = Cloth((30, 220, 40))  # no other thing in these tests is green
+GREY = Cloth((150, 150, 150))
+
+# SHA-256 of all pictures and masks of a row. They change only if the drawing does: then models trained on the old
+# pictures no longer match.
+GOLDEN = {
+    ("train", 64, 0): "9713bdca355940c1e30e3c943cae3d7498ffc64eb7b003a46bcb7905c08e7d45",
+    ("train", 128, 0): "8a6275d89a3c93ebb25019e86f4cbc04d7ab636dd622e410557d6565bb07f1c6",
+    ("validation", 64, 7): "bdcfba49446c1377b4f47d62c843e60f4b679961997e82e8dec81b3a534ba8be",
+    ("validation", 128, 7): "802ec7c4f4dc820550c07e09e5db8cf80df561d1e414f6e71672b158ea565406",
+    ("test", 128, 13): "fe1d60c28e9609b44db946eb5b89ec62b55bdd5f2f23f4a224b2d90d6520e6f6",
+    ("test", 300, 2): "626b2dcaf0a8a4e7f4fffb7692d4813ae535224128b5fd1402deb048af91694a",
+}
+
+
+def digest(row: dict) -> str:
+    """SHA-256 over the bytes of a row's pictures and masks."""
+    total = hashlib.sha256()
+    for name in PICTURES:
+        total.update(row[name].tobytes())
+    return total.hexdigest()
+
+
+def array(picture) -> np.ndarray:
+    return np.asarray(picture).astype(np.int32)
+
+
+def plain_scene():
+    """A person and an outfit without anything lopsided, to which a test adds what it is about."""
+    outfit = dataclasses.replace(
+        sample_outfit(5),
+        masculine=False,
+        top="t-shirt",
+        top_cloth=GREY,
+        bottom="shorts",
+        bottom_cloth=GREY,
+        shoes="loafers",
+        shoe_cloth=GREY,
+        is_open=False,
+        tucked=False,
+        bag="none",
+        bag_side=0,
+        belt=False,
+        bare_shoulder=0,
+        hem_drop=0.0,
+        rolled_sleeve=0,
+        watch=0,
+        back_print="none",
+        chest_print="none",
+        socks=False,
+    )
+    person = dataclasses.replace(
+        sample_person(6, False),
+        skin=GREY,
+        hair="bald",
+        hair_cloth=GREY,
+        hair_side=1,
+        lean=0.0,
+        turn=0.0,
+        head_tilt=0.0,
+        arms=((0.2, 0.2), (0.2, 0.2)),
+        arms_in_front=(True, True),
+        legs=(0.0, 0.0),
+        beard="none",
+        glasses=False,
+    )
+    scene = dataclasses.replace(sample_scene(7, outfit), backdrop="plain", colors=((250, 250, 250), (250, 250, 250)))
+    return outfit, person, scene
+
+
+def changed_outfit(**changes):
+    outfit, person, scene = plain_scene()
+    return dataclasses.replace(outfit, **changes), person, scene
+
+
+def changed_person(**changes):
+    outfit, person, scene = plain_scene()
+    return outfit, dataclasses.replace(person, **changes), scene
+
+
+def green_side(picture: np.ndarray) -> float:
+    """Mean x of the green pixels, from -1 (the picture's left edge) to 1."""
+    red, green, blue = (picture[:, :, channel].astype(int) for channel in range(3))
+    columns = np.nonzero((green > red + 40) & (green > blue + 40))[1]
+    assert len(columns) >= 4, "nothing green was drawn"
+    return columns.mean() / picture.shape[1] * 2 - 1
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Intersection over union of two masks."""
+    first, second = first > 127, second > 127
+    return (first & second).sum() / (first | second).sum()
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return list(load_pairs("wardrobe", split="validation", size=128, count=32))
+
+
+# The sequence
+
+
+def test_a_row_has_the_columns_of_the_schema(rows):
+    row = rows[0]
+    assert tuple(row) == COLUMNS
+    assert all(row[name].mode == ("RGB" if name in ("back", "front") else "L") for name in PICTURES)
+    assert all(row[name].size == (128, 128) for name in PICTURES)
+    assert all(isinstance(value, str | int | float | bool) for value in row["attributes"].values())
+
+
+def test_pairs_behave_like_a_sequence():
+    pairs = load_pairs("wardrobe", split="train", size=64, count=10)
+    assert len(pairs) == 10
+    assert pairs.column_names == list(COLUMNS)
+    names = [row["item_id"] for row in pairs]
+    assert len(set(names)) == 10
+    assert pairs[-1]["item_id"] == names[9]
+    assert [row["item_id"] for row in pairs[2:5]] == names[2:5]
+    assert [row["item_id"] for row in pairs[2:9].select([3, 0, -1])] == [names[5], names[2], names[8]]
+    assert isinstance(pairs[2:5], Pairs)
+    with pytest.raises(IndexError):
+        pairs[10]
+
+
+def test_a_shorter_list_is_the_beginning_of_a_longer_one():
+    short = load_pairs("wardrobe", split="train", size=64, count=2)
+    long = load_pairs("wardrobe", split="train", size=64, count=SEEDS_PER_SPLIT)
+    assert [digest(row) for row in short] == [digest(row) for row in long[:2]]
+
+
+def test_pairs_pickle_small():
+    pairs = load_pairs("wardrobe", split="test", size=64, count=1_000_000)
+    sent = pickle.dumps(pairs)
+    assert len(sent) < 1000
+    assert digest(pickle.loads(sent)[123_456]) == digest(pairs[123_456])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": "catalogue"},
+        {"split": "training"},
+        {"size": 63},
+        {"size": 1025},
+        {"size": 128.0},
+        {"size": True},
+        {"count": 0},
+        {"count": -3},
+        {"count": SEEDS_PER_SPLIT + 1},
+        {"count": 2.5},
+    ],
+)
+def test_bad_arguments_are_refused_with_one_sentence(changes):
+    arguments = {"source": "wardrobe", "split": "train", "size": 64, "count": 1, **changes}
+    with pytest.raises(ValueError) as refusal:
+        load_pairs(arguments.pop("source"), **arguments)
+    sentence = str(refusal.value)
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    assert repr(next(iter(changes.values()))) in sentence
+
+
+# The same bytes
+
+
+@pytest.mark.parametrize(("split", "size", "index"), GOLDEN)
+def test_rows_have_the_recorded_bytes(split, size, index):
+    row = load_pairs("wardrobe", split=split, size=size, count=index + 1)[index]
+    assert digest(row) == GOLDEN[split, size, index]
+
+
+def test_another_process_draws_the_same_bytes():
+    program = (
+        "import sys, hashlib\n"
+        "from backshan_diffusers.data import load_pairs\n"
+        "for row in load_pairs('wardrobe', split='test', size=64, count=3):\n"
+        "    pictures = [v for v in row.values() if hasattr(v, 'tobytes')]\n"
+        "    print(hashlib.sha256(b''.join(p.tobytes() for p in pictures)).hexdigest(), row['group_id'])\n"
+    )
+    here = [f"{digest(row)} {row['group_id']}" for row in load_pairs("wardrobe", split="test", size=64, count=3)]
+    root = Path(__file__).parents[1]
+    for hash_seed in ("1", "2", "3", "4"):
+        environment = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root), "PATH": ""}
+        drawn = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        assert drawn.stdout.split("\n")[:-1] == here
+
+
+def test_splits_share_no_seed_and_no_picture():
+    ranges = [range(first, first + SEEDS_PER_SPLIT) for first in SPLITS.values()]
+    assert all(a.stop <= b.start or b.stop <= a.start for i, a in enumerate(ranges) for b in ranges[:i])
+    for split, seeds in zip(SPLITS, ranges, strict=True):
+        reader = Wardrobe(split, 64)
+        assert (reader.seed(0), reader.seed(reader.capacity - 1)) == (seeds[0], seeds[-1])
+    digests = [digest(row) for split in SPLITS for row in load_pairs("wardrobe", split=split, size=64, count=20)]
+    assert len(set(digests)) == len(digests)
+
+
+def test_rows_are_fresh_draws():
+    outfits = [repr(Wardrobe("train", 64).scene(index)[:3]) for index in range(400)]
+    assert len(set(outfits)) == len(outfits)
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 1000])
+def test_every_size_shows_the_same_scene(size):
+    row = load_pairs("wardrobe", split="train", size=size, count=4)[3]
+    reference = load_pairs("wardrobe", split="train", size=512, count=4)[3]
+    assert row["attributes"] == reference["attributes"]
+    for name in PICTURES:
+        assert row[name].size == (size, size)
+        small, large = array(row[name].resize((64, 64))), array(reference[name].resize((64, 64)))
+        assert np.abs(small - large).mean() < 4, name
+
+
+# Groups
+
+
+def test_the_last_of_each_run_wears_the_outfit_of_the_one_before(rows):
+    groups = [row["group_id"] for row in rows]
+    for index in range(1, len(rows)):
+        assert (groups[index] == groups[index - 1]) == (index % RUN == RUN - 1), index
+    assert len(set(groups)) == len(rows) - len(rows) // RUN
+    worn = ("top", "top_color", "top_pattern", "bottom", "bottom_color", "shoes", "bag", "bag_side", "watch")
+    for index in range(RUN - 1, len(rows), RUN):
+        first, second = rows[index - 1], rows[index]
+        assert all(first["attributes"][key] == second["attributes"][key] for key in worn)
+        assert digest(first) != digest(second)
+        same = ("skin", "hair", "hair_color", "height", "width", "backdrop")
+        assert any(first["attributes"][key] != second["attributes"][key] for key in same)
+
+
+# Masks
+
+
+def test_masks_are_nested_and_filled(rows):
+    for row in rows:
+        masks = {name: array(row[name]) for name in MASKS}
+        assert (masks["front_face"] <= masks["front_head"]).all()
+        assert (masks["front_head"] <= masks["front_person"]).all()
+        assert (masks["front_garments"] + masks["front_head"] <= masks["front_person"] + 1).all()
+        assert (masks["back_garments"] <= masks["back_person"]).all()
+        shares = {name: mask.mean() / 255 for name, mask in masks.items()}
+        assert shares["front_face"] > 0.002
+        assert shares["front_head"] > 0.006
+        assert shares["front_garments"] > 0.04
+        assert shares["back_garments"] > 0.04
+
+
+def test_the_head_has_hair_and_neck_and_the_face_has_not():
+    _, front = paint_pair(256, *changed_person(hair="fringe bob", hair_cloth=GREEN, skin=Cloth((230, 180, 150))))
+    picture, masks = front.picture().astype(int), front.masks()
+    hair = (picture[:, :, 1] > picture[:, :, 0] + 40) & (picture[:, :, 1] > picture[:, :, 2] + 40)
+    assert (masks[HEAD][hair] > 127).mean() > 0.85  # the outer half of the outline belongs to nothing
+    assert (masks[FACE][hair] > 127).mean() < 0.05
+    face, head = masks[FACE] > 127, masks[HEAD] > 127
+    assert 0.15 < face.sum() / head.sum() < 0.6
+    lowest_of_face, lowest_of_head = (np.nonzero(mask.any(axis=1))[0][-1] for mask in (face, head))
+    assert lowest_of_head > lowest_of_face + 4  # the neck
+
+
+def test_the_person_mask_parts_the_person_from_the_backdrop(rows):
+    """Before a plain wall, everything that is not of the wall's colour is the person, the outline or its shadow."""
+    plain = [row for row in rows if row["attributes"]["backdrop"] == "plain"]
+    for row in plain:
+        for view in ("back", "front"):
+            picture, mask = array(row[view]), array(row[f"{view}_person"])
+            upper = np.zeros(mask.shape, bool)
+            upper[:110] = True  # the shadow lies on the floor
+            wall = picture[0, 0]
+            far = mask.copy()
+            for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+                far = np.maximum(far, np.roll(mask, (dy, dx), (0, 1)))
+            outside = upper & (far == 0)
+            assert np.abs(picture[outside] - wall).max() <= 8  # of 255
+
+
+def test_the_person_fills_the_height(rows):
+    heights = []
+    for row in rows:
+        lines = np.nonzero(array(row["front_person"]).max(axis=1) > 127)[0]
+        heights.append((lines[-1] - lines[0] + 1) / 128)
+        assert lines[0] > 0
+        assert lines[-1] < 127
+    assert 0.86 < np.mean(heights) < 0.94
+
+
+# Both sides of one person
+
+
+def test_the_mirrored_back_lies_on_the_front(rows):
+    mirrored = [overlap(array(row["back_person"])[:, ::-1], array(row["front_person"])) for row in rows]
+    straight = [overlap(array(row["back_person"]), array(row["front_person"])) for row in rows]
+    assert min(mirrored) > 0.95
+    assert np.mean(mirrored) > 0.985
+    assert np.mean(straight) < 0.9
+
+
+@pytest.mark.parametrize("bag", ["crossbody", "shoulder", "handbag"])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_bag_changes_sides_between_the_views(bag, side):
+    """A bag on the person's left is on the picture's right from the front and on its left from the back."""
+    back, front = paint_pair(128, *changed_outfit(bag=bag, bag_side=side, bag_cloth=GREEN))
+    assert np.sign(green_side(front.picture())) == side
+    assert np.sign(green_side(back.picture())) == -side
+    back_person, front_person = back.masks()[PERSON].astype(int), front.masks()[PERSON].astype(int)
+    assert overlap(back_person[:, ::-1], front_person) > overlap(back_person, front_person) + 0.005
+    assert overlap(back_person[:, ::-1], front_person) > 0.97
+    assert overlap(back.masks()[GARMENT][:, ::-1], front.masks()[GARMENT]) > overlap(
+        back.masks()[GARMENT], front.masks()[GARMENT]
+    )
+
+
+@pytest.mark.parametrize("top", ["one-shoulder top", "evening dress"])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_bare_shoulder_changes_sides_between_the_views(top, side):
+    outfit, person, scene = changed_outfit(top=top, bare_shoulder=side)
+    person = dataclasses.replace(person, skin=GREEN, arms=((0.7, 0.7), (0.7, 0.7)))
+    back, front = paint_pair(128, outfit, person, scene)
+    shoulders = slice(27, 36)  # rows between the neck and the armpits
+    bare = [canvas.picture()[shoulders, 50:78] for canvas in (back, front)]
+    assert np.sign(green_side(bare[1])) == side
+    assert np.sign(green_side(bare[0])) == -side
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_slanting_hem_changes_sides_between_the_views(side):
+    straight = [canvas.masks()[GARMENT] for canvas in paint_pair(128, *changed_outfit(top="summer dress"))]
+    slanting = [
+        canvas.masks()[GARMENT]
+        for canvas in paint_pair(128, *changed_outfit(top="summer dress", hem_drop=0.05 * side))
+    ]
+    for sign, before, after in zip((-1, 1), straight, slanting, strict=True):
+        more = after.astype(int) - before
+        columns = np.nonzero(more > 127)[1]
+        assert len(columns) > 20
+        assert np.sign(columns.mean() - 63.5) == sign * side
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_watch_changes_sides_between_the_views(side):
+    without = paint_pair(128, *changed_outfit())
+    with_watch = paint_pair(128, *changed_outfit(watch=side))
+    for sign, before, after in zip((-1, 1), without, with_watch, strict=True):
+        columns = np.nonzero(np.abs(after.picture().astype(int) - before.picture()).max(axis=2) > 40)[1]
+        assert len(columns) > 3
+        assert np.sign(columns.mean() - 63.5) == sign * side
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_rolled_sleeve_changes_sides_between_the_views(side):
+    without = paint_pair(128, *changed_outfit(top="sweatshirt"))
+    rolled = paint_pair(128, *changed_outfit(top="sweatshirt", rolled_sleeve=side))
+    for sign, before, after in zip((-1, 1), without, rolled, strict=True):
+        less = before.masks()[GARMENT].astype(int) - after.masks()[GARMENT]
+        columns = np.nonzero(less > 127)[1]
+        assert len(columns) > 10
+        assert np.sign(columns.mean() - 63.5) == sign * side
+
+
+@pytest.mark.parametrize("hair", ["side ponytail", "side braid"])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_lopsided_hair_changes_sides_between_the_views(hair, side):
+    back, front = paint_pair(128, *changed_person(hair=hair, hair_side=side))
+    for sign, canvas in ((-1, back), (1, front)):
+        head = canvas.masks()[HEAD].astype(int)
+        lopsided = np.nonzero((head - head[:, ::-1])[14:] > 127)[1]
+        assert len(lopsided) > 5
+        assert np.sign(lopsided.mean() - 63.5) == sign * side
+
+
+@pytest.mark.parametrize("light", [-1, 1])
+def test_the_light_comes_from_one_side_of_the_picture_in_both_views(light):
+    outfit, person, scene = plain_scene()
+    person = dataclasses.replace(person, arms=((0.8, 0.8), (0.8, 0.8)))  # away from the trunk
+    scene = dataclasses.replace(scene, light_side=light)
+    for canvas in paint_pair(128, outfit, person, scene):
+        trunk = canvas.picture()[40:58].astype(float).mean(axis=2)
+        assert light * (trunk[:, 66:72].mean() - trunk[:, 56:62].mean()) > 20
+
+
+def test_the_backdrop_is_the_same_in_both_views_and_not_mirrored():
+    outfit, person, scene = plain_scene()
+    scene = dataclasses.replace(scene, backdrop="cluttered", blocks=((0.02, 0.3, 0.2, 0.7, (20, 60, 200)),))
+    back, front = (canvas.picture().astype(int) for canvas in paint_pair(128, outfit, person, scene))
+    assert (back[:110, :30] == front[:110, :30]).all()
+    assert (back[:110, 98:] == front[:110, 98:]).all()
+    assert np.abs(back[:110, :30] - front[:110, ::-1][:, :30]).max() > 100
+
+
+def test_only_the_front_has_a_face():
+    outfit, person, scene = changed_person(iris=(30, 220, 40))
+    back, front = paint_pair(256, outfit, person, scene)
+    assert abs(green_side(front.picture())) < 0.1
+    with pytest.raises(AssertionError, match="nothing green"):
+        green_side(back.picture())
+
+
+@pytest.mark.parametrize(("attribute", "shown"), [("chest_print", "front"), ("back_print", "back")])
+def test_a_print_is_on_its_side_alone(attribute, shown):
+    pictures = dict(
+        zip(
+            ("back", "front"),
+            paint_pair(128, *changed_outfit(**{attribute: "circle"}, print_rgb=GREEN.rgb)),
+            strict=True,
+        )
+    )
+    assert abs(green_side(pictures.pop(shown).picture())) < 0.1
+    with pytest.raises(AssertionError, match="nothing green"):
+        green_side(next(iter(pictures.values())).picture())
+
+
+# Variety
+
+
+def sampled(count: int) -> list[dict]:
+    reader = Wardrobe("train", 64)
+    return [dict(zip(("outfit", "person", "scene"), reader.scene(index), strict=False)) for index in range(count)]
+
+
+def test_every_choice_is_reached_by_sampling():
+    scenes = sampled(1500)
+    outfits, people = [entry["outfit"] for entry in scenes], [entry["person"] for entry in scenes]
+    assert {person.hair for person in people} == set(HAIR_STYLES)
+    assert len(HAIR_STYLES) >= 12
+    assert {outfit.top for outfit in outfits} == set(TOPS)
+    assert len(TOPS) >= 12
+    assert {outfit.bottom for outfit in outfits} == set(BOTTOMS)
+    assert len(BOTTOMS) >= 6
+    assert {outfit.shoes for outfit in outfits} == set(SHOES)
+    assert len(SHOES) >= 5
+    assert {outfit.bag for outfit in outfits} == set(BAGS)
+    patterns = {outfit.top_cloth.pattern for outfit in outfits} | {outfit.bottom_cloth.pattern for outfit in outfits}
+    assert patterns == set(PATTERNS)
+    assert {entry["scene"].light_side for entry in scenes} == {-1, 1}
+    for field in ("bag_side", "bare_shoulder", "rolled_sleeve", "watch"):
+        assert {getattr(outfit, field) for outfit in outfits} == {-1, 0, 1}
+    shares = {name: np.mean([entry["scene"].backdrop == name for entry in scenes]) for name in BACKDROPS}
+    assert abs(shares["plain"] - 0.5) < 0.05
+    assert abs(shares["gradient"] - 0.3) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "choices", "least"),
+    [
+        (lambda hair: changed_person(hair=hair, hair_cloth=Cloth((90, 50, 30))), HAIR_STYLES, 12),
+        (lambda top: changed_outfit(top=top, bare_shoulder=1 if TOPS[top].neck == "one shoulder" else 0), TOPS, 40),
+        (lambda bottom: changed_outfit(bottom=bottom), BOTTOMS, 40),
+        (lambda shoes: changed_outfit(shoes=shoes, shoe_cloth=Cloth((120, 60, 40))), SHOES, 10),
+        (lambda bag: changed_outfit(bag=bag, bag_side=1), BAGS, 60),
+        (lambda name: changed_outfit(top_cloth=Cloth((150, 150, 150), (40, 40, 60), name)), PATTERNS, 60),
+    ],
+    ids=["hair", "tops", "bottoms", "shoes", "bags", "patterns"],
+)
+def test_every_choice_looks_different_from_both_sides(change, choices, least):
+    """Any two choices differ in at least `least` of the 128 x 128 pixels in the front, and in some in the back."""
+    drawn = [[canvas.picture().astype(np.int16) for canvas in paint_pair(128, *change(choice))] for choice in choices]
+    names = list(choices)
+    for view, needed in ((0, 4), (1, least)):
+        for i in range(len(drawn)):
+            for j in range(i):
+                different = np.abs(drawn[i][view] - drawn[j][view]).max(axis=2) > 12
+                assert different.sum() >= needed, (names[i], names[j], view)
+
+
+def test_the_page_about_data_runs():
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert blocks
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
