@@ -40,7 +40,7 @@ def config(folder: Path, **changes) -> TrainingConfig:
         "checkpoint_every": 2,
         "validate_every": 4,
         "log_every": 1,
-        "crop_size": 32,
+        "crop_sizes": (32, 64),
         "warmup_steps": 1,
         "objective": "paper",
     }
@@ -98,7 +98,8 @@ def test_one_pass_for_the_pair_equals_two():
     terms = stage(batch, torch.Generator().manual_seed(2))
     noised, timesteps, target = diffuse(pipeline.scheduler, batch["latents"], torch.Generator().manual_seed(2))
     back, front = (
-        pipeline.controlnet(noised, timesteps, batch["prompts"], batch[f"{view}_control"]) for view in ("back", "front")
+        pipeline.controlnet(noised, timesteps, batch["prompts"], batch[name])
+        for name in ("back_control", "front_control")
     )
     prediction = pipeline.unet(
         noised,
@@ -286,7 +287,8 @@ def test_a_run_ends_with_a_pipeline_that_works(finished):
 
 
 def test_a_stage_hands_its_weights_to_the_next(finished):
-    vae, joint = (load_file(finished / stage / "pipeline/vae/diffusion_pytorch_model.safetensors") for stage in ("vae", "joint"))
+    name = "pipeline/vae/diffusion_pytorch_model.safetensors"
+    vae, joint = (load_file(finished / stage / name) for stage in ("vae", "joint"))
     assert all(torch.equal(vae[name], joint[name]) for name in vae)
     prior = BackToFrontPipeline.from_pretrained(finished / "prior" / "pipeline")
     torch.testing.assert_close(prior.controlnet.conv_in.weight, prior.unet.conv_in.weight)

@@ -60,7 +60,9 @@ def crop_batch(pairs: PairArrays, indices: np.ndarray, crop_size: int, generator
     return {"pixels": to_pixels(np.stack(crops))}
 
 
-def latent_batch(latents: torch.Tensor, indices: np.ndarray, prompts: torch.Tensor, generator: torch.Generator, p: float):
+def latent_batch(
+    latents: torch.Tensor, indices: np.ndarray, prompts: torch.Tensor, generator: torch.Generator, p: float
+) -> dict:
     """Front latents with their prompt embeddings, a share `p` of which is the empty prompt's.
 
     Args:

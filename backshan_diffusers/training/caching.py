@@ -57,9 +57,8 @@ def _write_pairs(paths: dict[str, Path], arguments: tuple, workers: int) -> None
     source, split, size, count = arguments
     pending = {name: path.with_suffix(f".{os.getpid()}.tmp") for name, path in paths.items()}
     shape = (count, size, size, 3)
-    backs, fronts = (
-        np.lib.format.open_memmap(pending[name], mode="w+", dtype=np.uint8, shape=shape) for name in ("backs", "fronts")
-    )
+    backs = np.lib.format.open_memmap(pending["backs"], mode="w+", dtype=np.uint8, shape=shape)
+    fronts = np.lib.format.open_memmap(pending["fronts"], mode="w+", dtype=np.uint8, shape=shape)
     group_ids = []
     chunks = [(*arguments, start, min(start + 64, count)) for start in range(0, count, 64)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -69,14 +68,15 @@ def _write_pairs(paths: dict[str, Path], arguments: tuple, workers: int) -> None
             group_ids += chunk_groups
     with open(pending["groups"], "wb") as file:
         np.save(file, np.unique(group_ids, return_inverse=True)[1].astype(np.int64))
-    backs.flush(), fronts.flush()
+    backs.flush()
+    fronts.flush()
     for name, path in paths.items():
         os.replace(pending[name], path)
 
 
 def _read_chunk(arguments: tuple) -> tuple[np.ndarray, np.ndarray, list[str]]:
     source, split, size, count, start, stop = arguments
-    rows = [row for row in load_pairs(source, split=split, size=size, count=count)[start:stop]]
+    rows = list(load_pairs(source, split=split, size=size, count=count)[start:stop])
     pictures = [np.stack([np.asarray(row[view]) for row in rows]) for view in ("back", "front")]
     return *pictures, [row["group_id"] for row in rows]
 

@@ -34,8 +34,11 @@ class TrainingConfig:
     objective: str = field(default="paper", metadata={"help": f"Preset of the loss: {', '.join(PRESETS)}."})
     condition_dropout: float = field(default=0.05, metadata={"help": "Share of items whose back picture is blanked."})
     prompt_dropout: float = field(default=0.05, metadata={"help": "Share of items whose prompt is empty."})
-    crop_size: int = field(default=64, metadata={"help": "Side in px of the crops the autoencoder learns from."})
-    kl_weight: float = field(default=1e-6, metadata={"help": "Weight of the autoencoder's KL divergence."})
+    crop_sizes: tuple[int, ...] = field(
+        default=(32, 32, 32, 128),
+        metadata={"help": "Sides in px of the crops the autoencoder learns from, one step each, in turn."},
+    )
+    kl_weight: float = field(default=2e-4, metadata={"help": "Weight of the autoencoder's KL divergence."})
     edge_weight: float = field(default=1.0, metadata={"help": "Weight of the autoencoder's L1 of pixel differences."})
     stages: dict[str, dict] = field(
         default_factory=dict,
@@ -47,7 +50,7 @@ class TrainingConfig:
     warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients of each model are clipped to this norm."})
-    ema_decay: float = field(default=0.999, metadata={"help": "Highest decay of the averaged weights, which are kept."})
+    ema_decay: float = field(default=0.999, metadata={"help": "Highest decay of the averaged weights."})
     checkpoint_every: int = field(default=500, metadata={"help": "Steps between checkpoints."})
     validate_every: int = field(default=1_000, metadata={"help": "Steps between validation sheets."})
     log_every: int = field(default=20, metadata={"help": "Steps between lines of metrics.jsonl."})
@@ -56,6 +59,7 @@ class TrainingConfig:
     def __post_init__(self):
         if isinstance(self.model, dict):
             self.model = ModelSize(**{key: _as_tuple(value) for key, value in self.model.items()})
+        self.crop_sizes = tuple(self.crop_sizes)
         self._check()
 
     def _check(self) -> None:

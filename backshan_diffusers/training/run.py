@@ -100,7 +100,9 @@ class TrainingRun:
     def _vae_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         def make_batch(step: int, draws: Draws) -> Batch:
             indices = draws.indices(step, config.batch_size, len(pairs.backs))
-            return crop_batch(pairs, indices, config.crop_size, draws.generator(step, "crop"))
+            side = config.crop_sizes[step % len(config.crop_sizes)]
+            fitting = max(1, config.batch_size * min(config.crop_sizes) ** 2 // side**2)
+            return crop_batch(pairs, indices[:fitting], side, draws.generator(step, "crop"))
 
         return AutoencoderStage(pipeline.vae, config.kl_weight, config.edge_weight), make_batch
 

@@ -17,9 +17,9 @@ Batch = dict[str, torch.Tensor]
 class StageModule(nn.Module):
     """A loss with the models it trains.
 
-    Subclasses fill `trained` (name of the pipeline component -> module) and implement `forward(batch, generator)`, which
-    returns scalars of which `loss` is minimised. Frozen models are held outside of the module tree, so that they are
-    neither wrapped nor saved.
+    Subclasses fill `trained` (name of the pipeline component -> module) and implement `forward(batch, generator)`,
+    which returns scalars of which `loss` is minimised. Frozen models are held outside of the module tree, so that they
+    are neither wrapped nor saved.
     """
 
     def __init__(self, trained: dict[str, nn.Module], frozen: dict[str, nn.Module]):

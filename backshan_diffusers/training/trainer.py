@@ -83,21 +83,21 @@ class StageTrainer:
             desc=self.draws.stage,
             disable=not self.accelerator.is_local_main_process,
         )
-        began, pictures = time.perf_counter(), 0
+        began, recent = time.perf_counter(), []
         for _ in bar:
-            terms = self._step()
-            pictures += config.batch_size * self.accelerator.num_processes
+            recent.append(self._step())
             if self.step % config.log_every == 0 or self.step == total:
-                elapsed = time.perf_counter() - began
-                self._log({name: round(float(term), 6) for name, term in terms.items()}, pictures / elapsed)
-                bar.set_postfix(loss=f"{float(terms['loss']):.4f}")
-                began, pictures = time.perf_counter(), 0
+                terms = {name: float(torch.stack([each[name] for each in recent]).mean()) for name in recent[0]}
+                pairs = len(recent) * config.batch_size * self.accelerator.num_processes
+                self._log(terms, pairs / (time.perf_counter() - began))
+                bar.set_postfix(loss=f"{terms['loss']:.4f}")
+                began, recent = time.perf_counter(), []
             if self.step % config.checkpoint_every == 0 or self.step == total:
                 save_checkpoint(self.accelerator, self.folder, self.step)
             if self.step % config.validate_every == 0 or self.step == total:
                 with self.averaged_weights():
                     on_validate(self.step)
-                began, pictures = time.perf_counter(), 0
+                began, recent = time.perf_counter(), []
 
     def _step(self) -> dict[str, torch.Tensor]:
         batch = self.make_batch(self.step, self.draws)
@@ -136,15 +136,16 @@ class StageTrainer:
                 self.averages[name].restore(model.parameters())
                 model.train()
 
-    def _log(self, terms: dict[str, float], pictures_per_second: float) -> None:
+    def _log(self, terms: dict[str, float], pairs_per_second: float) -> None:
+        """One line: the means of the terms since the last one, on the main process."""
         if not self.accelerator.is_main_process:
             return
         line = {
             "stage": self.draws.stage,
             "step": self.step,
-            **terms,
+            **{name: round(value, 6) for name, value in terms.items()},
             "learning_rate": self.schedule.get_last_lr()[0],
-            "pictures_per_second": round(pictures_per_second, 2),
+            "pairs_per_second": round(pairs_per_second, 2),
         }
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
