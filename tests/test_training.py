@@ -148,10 +148,14 @@ def test_prior_stage_is_the_mse_of_the_unet_alone():
 def test_autoencoder_loss_equals_the_formula():
     vae = tiny_pipeline().vae
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
-    terms = AutoencoderStage(vae, kl_weight=0.1, edge_weight=2.0)({"pixels": pixels}, torch.Generator().manual_seed(0))
+    stage = AutoencoderStage(vae, kl_weight=0.1, edge_weight=2.0, colour_weight=3.0)
+    terms = stage({"pixels": pixels}, torch.Generator().manual_seed(0))
     posterior = vae.encode(pixels).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(0))
-    error = (vae.decode(posterior.mean + posterior.std * noise).sample - pixels).detach().numpy()
+    rebuilt = vae.decode(posterior.mean + posterior.std * noise).sample
+    red, green, blue = (rebuilt - pixels).detach().numpy().swapaxes(0, 1)
+    opponent = (red + green + blue) / 3**0.5, 3 * (red - green) / 2**0.5, 3 * (red + green - 2 * blue) / 6**0.5
+    error = np.stack(opponent, axis=1)
     l1 = np.abs(error).mean()
     edges = np.abs(error[..., 1:] - error[..., :-1]).mean() + np.abs(error[..., 1:, :] - error[..., :-1, :]).mean()
     kl = torch.distributions.kl_divergence(
@@ -234,20 +238,20 @@ def test_cached_pairs_are_the_pairs(tmp_path):
 
 def test_latents_are_cached_by_the_autoencoders_weights(tmp_path):
     pairs, pipeline = pair_arrays(), tiny_pipeline()
-    first = cache_latents(pairs, pipeline.vae, tmp_path)
+    first = cache_latents(pairs, pipeline.vae, tmp_path, Accelerator())
     with torch.no_grad():
         expected = pipeline.vae.encode(to_pixels(pairs.fronts)).latent_dist.mean * pipeline.vae.config.scaling_factor
     torch.testing.assert_close(first, expected)
     pipeline.vae.encoder.conv_in.weight.data.mul_(1.5)
-    assert not torch.equal(first, cache_latents(pairs, pipeline.vae, tmp_path))
+    assert not torch.equal(first, cache_latents(pairs, pipeline.vae, tmp_path, Accelerator()))
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_scaled_latents_have_a_cache_of_their_own(tmp_path):
     pairs, pipeline = pair_arrays(), tiny_pipeline()
-    first = cache_latents(pairs, pipeline.vae, tmp_path)
+    first = cache_latents(pairs, pipeline.vae, tmp_path, Accelerator())
     pipeline.vae.register_to_config(scaling_factor=2 * pipeline.vae.config.scaling_factor)
-    torch.testing.assert_close(cache_latents(pairs, pipeline.vae, tmp_path), 2 * first)
+    torch.testing.assert_close(cache_latents(pairs, pipeline.vae, tmp_path, Accelerator()), 2 * first)
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -301,7 +305,7 @@ def test_a_stage_hands_its_weights_to_the_next(finished):
 def test_latents_of_the_trained_autoencoder_have_unit_deviation(finished):
     pipeline = BackToFrontPipeline.from_pretrained(finished / "vae" / "pipeline")
     pairs = cache_pairs("wardrobe", "train", 64, 8, finished / "cache", 1)
-    assert float(cache_latents(pairs, pipeline.vae, finished / "cache").std()) == pytest.approx(1, rel=0.01)
+    assert float(cache_latents(pairs, pipeline.vae, finished / "cache", Accelerator()).std()) == pytest.approx(1, rel=0.01)
 
 
 def test_resume_is_bit_identical(finished, tmp_path):

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..data import load_pairs
+
+SHARD = 256
+"""Pictures whose latents are computed and kept together."""
 
 
 @dataclass(frozen=True)
@@ -81,25 +85,29 @@ def _read_chunk(arguments: tuple) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return *pictures, [row["group_id"] for row in rows]
 
 
-def cache_latents(pairs: PairArrays, vae: AutoencoderKL, folder: Path, batch_size: int = 32) -> torch.Tensor:
+def cache_latents(pairs: PairArrays, vae: AutoencoderKL, folder: Path, accelerator: Accelerator) -> torch.Tensor:
     """Scaled VAE latents of every front, computed once for these pairs and these weights.
+
+    They are computed in shards of `SHARD` pictures, shared out among the processes; shards that are there are kept.
 
     Returns:
         `N x C x H x W` float32: the posterior's mean times the scaling factor.
     """
-    path = folder / f"{_key('latents-1', pairs.key, vae.config.scaling_factor, _fingerprint(vae))}.safetensors"
-    if not path.exists():
-        save_atomically({"latents": _encode(pairs.fronts, vae, batch_size)}, path)
-    return load_file(path)["latents"]
+    key = _key("latents-1", pairs.key, vae.config.scaling_factor, _fingerprint(vae))
+    paths = [folder / f"{key}-{start:07d}.safetensors" for start in range(0, len(pairs.fronts), SHARD)]
+    mine = range(accelerator.process_index, len(paths), accelerator.num_processes)
+    missing = [shard for shard in mine if not paths[shard].exists()]
+    for shard in tqdm(missing, desc="front latents", unit=f"{SHARD} pictures", disable=not missing):
+        pictures = pairs.fronts[shard * SHARD : (shard + 1) * SHARD]
+        save_atomically({"latents": _encode(pictures, vae) * vae.config.scaling_factor}, paths[shard])
+    accelerator.wait_for_everyone()
+    return torch.cat([load_file(path)["latents"] for path in paths])
 
 
 @torch.no_grad()
-def _encode(pictures: np.ndarray, vae: AutoencoderKL, batch_size: int) -> torch.Tensor:
-    latents = []
-    for start in tqdm(range(0, len(pictures), batch_size), desc="front latents", unit="batch"):
-        pixels = to_pixels(pictures[start : start + batch_size]).to(vae.device)
-        latents.append(vae.encode(pixels).latent_dist.mean.cpu())
-    return torch.cat(latents) * vae.config.scaling_factor
+def _encode(pictures: np.ndarray, vae: AutoencoderKL, batch_size: int = 32) -> torch.Tensor:
+    batches = [to_pixels(pictures[start : start + batch_size]) for start in range(0, len(pictures), batch_size)]
+    return torch.cat([vae.encode(batch.to(vae.device)).latent_dist.mean.cpu() for batch in batches])
 
 
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:

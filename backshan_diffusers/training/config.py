@@ -40,6 +40,9 @@ class TrainingConfig:
     )
     kl_weight: float = field(default=2e-4, metadata={"help": "Weight of the autoencoder's KL divergence."})
     edge_weight: float = field(default=1.0, metadata={"help": "Weight of the autoencoder's L1 of pixel differences."})
+    colour_weight: float = field(
+        default=3.0, metadata={"help": "Weight of colour against brightness in the autoencoder's loss."}
+    )
     stages: dict[str, dict] = field(
         default_factory=dict,
         metadata={"help": "Stages to run, in order, each with the values that differ for it. Empty: all four."},

@@ -88,8 +88,8 @@ class TrainingRun:
             return cache_pairs(self.config.source, split, size, count, self.output_dir / "cache", os.cpu_count() or 1)
 
     def _latents(self, pipeline: BackToFrontPipeline, pairs: PairArrays) -> torch.Tensor:
-        with self.accelerator.main_process_first():
-            return cache_latents(pairs, pipeline.vae.to(self.accelerator.device), self.output_dir / "cache")
+        vae = pipeline.vae.to(self.accelerator.device)
+        return cache_latents(pairs, vae, self.output_dir / "cache", self.accelerator)
 
     @torch.no_grad()
     def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
@@ -104,7 +104,8 @@ class TrainingRun:
             fitting = max(1, config.batch_size * min(config.crop_sizes) ** 2 // side**2)
             return crop_batch(pairs, indices[:fitting], side, draws.generator(step, "crop"))
 
-        return AutoencoderStage(pipeline.vae, config.kl_weight, config.edge_weight), make_batch
+        weights = (config.kl_weight, config.edge_weight, config.colour_weight)
+        return AutoencoderStage(pipeline.vae, *weights), make_batch
 
     def _prior_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         latents, prompts = self._latents(pipeline, pairs), self._prompts(pipeline)

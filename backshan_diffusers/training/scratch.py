@@ -18,6 +18,16 @@ from ..models import BackshanControlNetModel
 from ..pipelines import BackToFrontPipeline
 
 
+OPPONENT_COLOURS = torch.nn.functional.normalize(torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]), dim=1)
+"""Rows: brightness, red against green, yellow against blue; an orthonormal basis of R, G, B."""
+
+OPPONENT_SCALES = (0.7, 3.0, 3.0)
+"""Brings the three to about the same standard deviation in pictures in [-1, 1]."""
+
+MEAN_BRIGHTNESS = 0.6
+"""Mean of R, G and B in pictures in [-1, 1] of people before a light backdrop."""
+
+
 @dataclass(frozen=True)
 class ModelSize:
     """Shape of a pipeline built from nothing.
@@ -36,11 +46,11 @@ class ModelSize:
     """
 
     image_size: int = 128
-    latent_channels: int = 16
-    vae_channels: tuple[int, ...] = (16, 32, 64, 128)
-    unet_channels: tuple[int, ...] = (80, 128, 128, 128)
+    latent_channels: int = 8
+    vae_channels: tuple[int, ...] = (16, 32, 64)
+    unet_channels: tuple[int, ...] = (40, 80, 128, 128)
     unet_attention: tuple[bool, ...] = (False, False, True, False)
-    condition_channels: tuple[int, ...] = (8, 16, 32, 64)
+    condition_channels: tuple[int, ...] = (8, 16, 48)
     text_width: int = 64
     text_layers: int = 2
     attention_head_dim: int = 4
@@ -98,10 +108,25 @@ def _build_vae(size: ModelSize) -> AutoencoderKL:
         if isinstance(module, nn.Conv2d) and module not in branches:
             nn.init.orthogonal_(module.weight)
             nn.init.zeros_(module.bias)
+    _see_in_opponent_colours(vae)
     # The encoder's last rows are the logarithms of the latents' variances: begin with almost no noise.
     vae.quant_conv.weight.data[size.latent_channels :] *= 0.01
     vae.quant_conv.bias.data[size.latent_channels :] = -6
     return vae
+
+
+def _see_in_opponent_colours(vae: AutoencoderKL) -> None:
+    """Let the first and the last convolution begin in opponent colours, centred and brought to one scale.
+
+    Brightness varies twenty times as much as colour, and every norm on the way divides by the sum of both: a network
+    that starts on R, G and B sees nearly no colour for its first thousand steps.
+    """
+    first, last = vae.encoder.conv_in, vae.decoder.conv_out
+    scaled = OPPONENT_COLOURS * torch.tensor(OPPONENT_SCALES)[:, None]
+    first.weight.data = torch.einsum("oikl,ij->ojkl", first.weight.data, scaled)
+    first.bias.data = -first.weight.data.sum(dim=(1, 2, 3)) * MEAN_BRIGHTNESS
+    last.weight.data = torch.einsum("oikl,oj->jikl", last.weight.data, OPPONENT_COLOURS) / 2
+    last.bias.data.fill_(MEAN_BRIGHTNESS)
 
 
 def _zero_residual_branches(model: nn.Module) -> set[nn.Module]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..models import BackshanControlNetModel
 from ..objective import Objective, backshan_loss, cosine_matrix, noise_mse, pair_accuracy
+from .scratch import OPPONENT_COLOURS
 
 Batch = dict[str, torch.Tensor]
 
@@ -41,25 +42,30 @@ class StageModule(nn.Module):
 
 
 class AutoencoderStage(StageModule):
-    """Reconstruction: mean |x - x_hat| + w_e mean |dx - dx_hat| + w_k KL, on pictures in [-1, 1].
+    """Reconstruction: mean |c - c_hat| + w_e mean |dc - dc_hat| + w_k KL.
 
-    dx are differences of neighbouring pixels, which keep edges sharp; KL is per latent value.
+    c is the picture in opponent colours, of which those without brightness weigh `colour_weight` times; dc are
+    differences of neighbouring pixels, which keep edges sharp; KL is per latent value.
     """
 
-    def __init__(self, vae: AutoencoderKL, kl_weight: float, edge_weight: float):
+    def __init__(self, vae: AutoencoderKL, kl_weight: float, edge_weight: float, colour_weight: float):
         super().__init__({"vae": vae}, {})
         self.kl_weight, self.edge_weight = kl_weight, edge_weight
+        self.register_buffer(
+            "colours", OPPONENT_COLOURS * torch.tensor([1, colour_weight, colour_weight])[:, None], persistent=False
+        )
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
         pixels = batch["pixels"]
         posterior = self.trained["vae"].encode(pixels).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(pixels.device)
         rebuilt = self.trained["vae"].decode(posterior.mean + posterior.std * noise).sample
-        error = rebuilt - pixels
+        error = torch.einsum("dc,nchw->ndhw", self.colours, rebuilt - pixels)
         l1 = error.abs().mean()
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        return {"loss": l1 + self.edge_weight * edges + self.kl_weight * kl, "l1": l1, "kl": kl}
+        loss = l1 + self.edge_weight * edges + self.kl_weight * kl
+        return {"loss": loss, "l1": (rebuilt - pixels).abs().mean(), "kl": kl}
 
 
 class PriorStage(StageModule):

@@ -1,0 +1,26 @@
+"""How good a generated front is: metrics, baselines, and intervals that know which rows share an outfit."""
+
+from .baselines import GeneratedFront, MirroredBack, NearestTrainingFront
+from .compare import measure, summarise, summarise_sides
+from .metrics import METRICS, Metric, colour_difference, l1, side_correct, ssim
+from .statistics import Interval, difference_interval, mean_interval, mean_intervals, share_interval
+
+__all__ = [
+    "METRICS",
+    "GeneratedFront",
+    "Interval",
+    "Metric",
+    "MirroredBack",
+    "NearestTrainingFront",
+    "colour_difference",
+    "difference_interval",
+    "l1",
+    "mean_interval",
+    "mean_intervals",
+    "measure",
+    "share_interval",
+    "side_correct",
+    "ssim",
+    "summarise",
+    "summarise_sides",
+]

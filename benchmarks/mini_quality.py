@@ -1,0 +1,233 @@
+"""How near generated fronts come to the true ones, beside three baselines, on `wardrobe` pairs.
+
+python benchmarks/mini_quality.py --json benchmarks/results/mini_quality.json
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from report import Parser, Table, open_pipeline, output_file, positive, publish, write_text
+
+from backshan_diffusers import MINI
+from backshan_diffusers.data import load_pairs
+from backshan_diffusers.evaluation import (
+    METRICS,
+    GeneratedFront,
+    MirroredBack,
+    NearestTrainingFront,
+    measure,
+    summarise,
+    summarise_sides,
+)
+from backshan_diffusers.evaluation.sides import HAIR_SIDE, OUTFIT_SIDES, other_side_fronts
+from backshan_diffusers.pictures import picture_sheet, save_picture
+
+GENERATED, MIRRORED = "generated", "mirrored back"
+SHEET_ITEMS, SHEET_COLUMNS = 32, 4
+SMALLEST_SUBSET = 15
+"""Subsets with fewer items are left out of the table: their intervals say nothing."""
+
+SUBSETS: dict[str, Callable[[dict], bool]] = {
+    "top is plain": lambda of: of["top_pattern"] == "plain",
+    "top is patterned": lambda of: of["top_pattern"] != "plain",
+    "dress": lambda of: of["bottom"] == "none",
+    "top worn open": lambda of: of["open"],
+    "top closed, with a bottom": lambda of: not of["open"] and of["bottom"] != "none",
+    "print on the back": lambda of: of["back_print"] != "none",
+    "print on the chest": lambda of: of["chest_print"] != "none",
+    "plain backdrop": lambda of: of["backdrop"] == "plain",
+    "gradient backdrop": lambda of: of["backdrop"] == "gradient",
+    "cluttered backdrop": lambda of: of["backdrop"] == "cluttered",
+}
+
+
+def parse(arguments: Sequence[str]) -> tuple[Parser, argparse.Namespace]:
+    """The parser, for later refusals, and the options."""
+    parser = Parser(prog="mini_quality.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default=MINI, help="folder or Hub id of a pipeline (default: the embedded one)")
+    parser.add_argument("--count", type=positive, default=500, help="pairs to measure on (default: %(default)s)")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), default="test", help="their split (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--train-count",
+        type=positive,
+        default=10_000,
+        help="pairs that the nearest is sought among (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=16, help="fronts generated at once (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=positive, help="denoising steps (default: what the model records)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise and the bootstrap (default: %(default)s)")
+    parser.add_argument("--json", type=output_file, help="write the results here")
+    parser.add_argument("--items", type=output_file, help="write every item's values here, one line of JSON each")
+    parser.add_argument("--sheet", type=output_file, help=f"write a PNG of {SHEET_ITEMS} evenly spaced results here")
+    return parser, parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print, write what was asked for."""
+    parser, options = parse(arguments)
+    if options.count < 2:
+        parser.error("--count must be at least 2, because an interval needs items of two groups.")
+    pipeline = open_pipeline(parser, options.model)
+    try:
+        size = pipeline.controlnet.config.image_size
+        rows = load_pairs("wardrobe", split=options.split, size=size, count=options.count)
+        training_rows = load_pairs("wardrobe", split="train", size=size, count=options.train_count)
+    except ValueError as error:
+        parser.error(str(error))
+
+    systems = {
+        GENERATED: GeneratedFront(pipeline, options.seed, options.steps),
+        MIRRORED: MirroredBack(),
+        "nearest training front": NearestTrainingFront(training_rows),
+        "blank back": GeneratedFront(pipeline, options.seed, options.steps, blank=True),
+    }
+    records, triples = [], []
+    shown = set(np.linspace(0, len(rows) - 1, min(SHEET_ITEMS, len(rows))).round().astype(int).tolist())
+    other_sides = functools.partial(other_side_fronts, options.split, size)
+    for row, fronts, record in measure(rows, systems, options.batch_size, other_sides):
+        if len(records) in shown:
+            triples.append([row["back"], PIL.Image.fromarray(fronts[GENERATED]), row["front"]])
+        records.append(record)
+
+    if options.items:
+        write_text(options.items, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+    if options.sheet:
+        save_picture(sheet(triples), options.sheet)
+    results = {
+        "model": "mini" if options.model == MINI else Path(options.model).name,
+        "weights_sha256": fingerprint(options.model),
+        "size_px": size,
+        "steps": options.steps or pipeline.controlnet.config.default_num_inference_steps,
+        "guidance_scale": pipeline.controlnet.config.default_guidance_scale,
+        **{name: getattr(options, name) for name in ("split", "count", "train_count", "batch_size")},
+        **summarise(records, GENERATED, options.seed),
+        "subsets": subsets(records, options.seed),
+        "sides": sides(records),
+    }
+    publish(tables(results), results, arguments, options.seed, options.json)
+
+
+def subsets(records: list[dict], seed: int) -> dict:
+    """The summary of every subset that is large enough."""
+    chosen = {name: [each for each in records if holds(each["attributes"])] for name, holds in SUBSETS.items()}
+    return {
+        name: summarise(members, GENERATED, seed)
+        for name, members in chosen.items()
+        if len(members) >= SMALLEST_SUBSET
+    }
+
+
+def sides(records: list[dict]) -> dict:
+    """Shares on the correct side, for each one-sided thing and for those of the outfit together."""
+    things = {name: [name] for name in [*OUTFIT_SIDES, HAIR_SIDE]} | {"outfit, all": list(OUTFIT_SIDES)}
+    shares = {name: summarise_sides(records, members) for name, members in things.items()}
+    return {name: share for name, share in shares.items() if share is not None}
+
+
+def tables(results: dict) -> list[Table]:
+    """What is printed and goes into the docs."""
+    labels = [f"{metric.label} {'↓' if metric.lower_is_better else '↑'}" for metric in METRICS.values()]
+    made = [
+        Table(
+            "systems",
+            f"{results['count']} {results['split']} pairs, {results['size_px']} px, {results['steps']} steps:"
+            " mean [95 % interval]",
+            ["system", *labels],
+            [[name, *(cell(key, of[key]) for key in METRICS)] for name, of in results["systems"].items()],
+        ),
+        Table(
+            "differences",
+            "generated minus baseline [95 % interval], and the share of items in which generated is better",
+            ["generated against", *labels],
+            [
+                [name, *(difference_cell(key, of[key], True) for key in METRICS)]
+                for name, of in results["differences"].items()
+            ],
+        ),
+    ]
+    if results["subsets"]:
+        keys = ("person_l1", "garment_colour_difference")
+        columns = [text for key in keys for text in (f"{METRICS[key].label}, generated", "minus mirrored back")]
+        made.append(
+            Table(
+                "subsets",
+                "by what is worn: generated, and generated minus mirrored back [95 % interval]",
+                ["subset", "items", *columns],
+                [[name, *subset_cells(of, keys)] for name, of in results["subsets"].items()],
+            )
+        )
+    if results["sides"]:
+        made.append(
+            Table(
+                "sides",
+                "one-sided things that come out on the correct side: share [95 % interval]",
+                ["thing", "seen", *results["systems"]],
+                [
+                    [name, str(next(iter(share.values()))["items"]), *(percent_cell(each) for each in share.values())]
+                    for name, share in results["sides"].items()
+                ],
+            )
+        )
+    return made
+
+
+def subset_cells(of: dict, keys: Sequence[str]) -> list[str]:
+    """Number of items, then for each metric ours and the difference to the mirrored back."""
+    ours, difference = of["systems"][GENERATED], of["differences"][MIRRORED]
+    cells = [text for key in keys for text in (cell(key, ours[key]), difference_cell(key, difference[key], False))]
+    return [str(ours[keys[0]]["items"]), *cells]
+
+
+def cell(key: str, interval: dict, sign: str = "") -> str:
+    """`0.1234 [0.1200, 0.1270]` with the metric's decimals."""
+    mean, low, high = (f"{interval[name]:{sign}.{METRICS[key].digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def difference_cell(key: str, interval: dict, with_win_rate: bool) -> str:
+    """The difference, the share of items won, and a verdict where the interval excludes zero."""
+    sign = METRICS[key].sign
+    best, worst = sorted((sign * interval["low"], sign * interval["high"]), reverse=True)
+    verdict = "better" if worst > 0 else "worse" if best < 0 else "undecided"
+    share = f", {interval['win_rate']['mean']:.0%}" if with_win_rate else ""
+    return f"{cell(key, interval, '+')} {verdict}{share}"
+
+
+def percent_cell(interval: dict) -> str:
+    """`93 % [90, 95]`."""
+    mean, low, high = (f"{100 * interval[name]:.0f}" for name in ("mean", "low", "high"))
+    return f"{mean} % [{low}, {high}]"
+
+
+def sheet(triples: list[list[PIL.Image.Image]]) -> PIL.Image.Image:
+    """Back, generated and true front of each item, several items side by side."""
+    items_across = min(SHEET_COLUMNS, len(triples))
+    starts = range(0, len(triples), items_across)
+    rows = [list(chain(*triples[start : start + items_across])) for start in starts]
+    return picture_sheet(rows, titles=["back", "generated", "true front"] * items_across)
+
+
+def fingerprint(model: str) -> str | None:
+    """SHA-256 over a folder's safetensors files in the order of their names; `None` for a model from the Hub."""
+    files = sorted(Path(model).glob("*/*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(model).as_posix().encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest() if files else None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

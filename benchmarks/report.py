@@ -1,0 +1,183 @@
+"""What every benchmark shares: its command line, its tables, and the JSON file that the docs' numbers come from."""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scikit-image", "pillow")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Args:
+        name: by which the docs ask for it.
+        title: one line over it.
+        columns: headings.
+        rows: one list of cells for each row, the first of which names it.
+    """
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def text(self) -> str:
+        """For a terminal: columns padded, the first to the left and the others to the right."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        padded = [
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+            for line in lines
+        ]
+        padded.insert(1, ["-" * width for width in widths])
+        return "\n".join([self.title, *("  ".join(line).rstrip() for line in padded)])
+
+    def markdown(self) -> str:
+        """For the docs."""
+        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
+        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses bad arguments with one sentence and exit code 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def positive(text: str) -> int:
+    """An argument that must be a whole number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up.")
+    return int(text)
+
+
+def output_file(text: str) -> Path:
+    """An argument that names a file to write; refused now if it cannot be written after the measurement."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: name a file in a folder that exists.")
+    return path
+
+
+def open_pipeline(parser: Parser, model: str):
+    """The pipeline of a folder or repository, without progress bars; the parser refuses what cannot be measured."""
+    # here, because benchmarks of the data alone should not need torch
+    from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
+
+    try:
+        pipeline = BackToFrontPipeline.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        parser.error(f"--model {model}: {error}")
+    if not isinstance(pipeline.controlnet, BackshanControlNetModel):
+        parser.error(f"--model {model} has a stock ControlNet, which records no size: give a BackshanControlNetModel.")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears under its name only when it is complete."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def publish(
+    tables: Sequence[Table], results: dict, arguments: Sequence[str], seed: int | None, path: Path | None
+) -> None:
+    """Print the tables and, if a path is given, write them with the results and how they came about.
+
+    Args:
+        tables: in the order in which they are printed.
+        results: every number, unrounded, as JSON can hold it.
+        arguments: of the command line, without the script.
+        seed: that the results depend on, if any.
+        path: JSON file with `command`, `commit`, `modified`, `date`, `seed`, `machine`, `results` and `tables`.
+    """
+    print("\n\n".join(table.text() for table in tables))
+    if path is not None:
+        commit, modified = git_state()
+        report = {
+            "command": command_line(arguments),
+            "commit": commit,
+            "modified": modified,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": seed,
+            "machine": machine(),
+            "results": results,
+            "tables": [asdict(table) for table in tables],
+        }
+        write_text(path, json.dumps(report, indent=1, allow_nan=False) + "\n")
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The running script and its arguments as one would type them in the repository's folder.
+
+    Of absolute paths to elsewhere only the name is kept: where they were is nobody's business.
+    """
+    script = Path(sys.modules["__main__"].__file__ or "").resolve()
+    return shlex.join(["python", *(_from_root(each) for each in [str(script), *arguments])])
+
+
+def _from_root(argument: str) -> str:
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def git_state() -> tuple[str | None, bool | None]:
+    """The commit and whether tracked files differ from it; `None` twice where there is no commit or no git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _git(*arguments: str) -> str:
+    run = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+    return run.stdout.strip()
+
+
+def machine() -> dict:
+    """Processor, cores, memory and versions; nothing that names the computer or its user."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,317 @@
+"""The benchmark scripts, end to end at tiny scale, and the files from which the docs get their numbers."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from tiny import tiny_pipeline
+
+from backshan_diffusers.data import load_pairs
+from backshan_diffusers.data.wardrobe import Wardrobe, describe
+from backshan_diffusers.evaluation import METRICS, GeneratedFront, NearestTrainingFront
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SYSTEMS = ["generated", "mirrored back", "nearest training front", "blank back"]
+
+
+@pytest.fixture(autouse=True)
+def scripts_find_each_other(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+def script(name):
+    return importlib.import_module(name)
+
+
+def refused(name, capsys, *arguments):
+    """What the script says when it refuses its arguments."""
+    with pytest.raises(SystemExit) as stop:
+        script(name).main(list(arguments))
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    return lines[-1]
+
+
+def test_mini_quality_end_to_end(model, tmp_path, capsys):
+    paths = {name: tmp_path / f"quality.{name}" for name in ("json", "items", "sheet")}
+    arguments = ["--model", model, "--count", "16", "--train-count", "5", "--batch-size", "3", "--steps", "1"]
+    arguments += [text for name, path in paths.items() for text in (f"--{name}", str(path))]
+    script("mini_quality").main([*arguments, "--seed", "7"])
+    assert sorted(os.listdir(tmp_path)) == ["quality.items", "quality.json", "quality.sheet"]
+
+    report = json.loads(paths["json"].read_text())
+    assert report.keys() == {"command", "commit", "modified", "date", "seed", "machine", "results", "tables"}
+    assert report["seed"] == 7
+    assert report["command"].endswith("--seed 7")
+    results = report["results"]
+    assert (results["count"], results["split"], results["train_count"], results["steps"]) == (16, "test", 5, 1)
+    assert list(results["systems"]) == SYSTEMS
+
+    records = [json.loads(line) for line in paths["items"].read_text().splitlines()]
+    rows = load_pairs("wardrobe", split="test", size=64, count=16)
+    assert [record["item_id"] for record in records] == [row["item_id"] for row in rows]
+    for system in SYSTEMS:
+        for key in METRICS:
+            mean = sum(record["systems"][system][key] for record in records) / 16
+            assert results["systems"][system][key]["mean"] == pytest.approx(mean)
+    mirrored = np.asarray(rows[1]["back"])[:, ::-1]
+    assert records[1]["systems"]["mirrored back"]["head_l1"] == METRICS["head_l1"].of(mirrored, rows[1])
+
+    remembered = NearestTrainingFront(load_pairs("wardrobe", split="train", size=64, count=5))([rows[1]])[0]
+    pipeline = tiny_pipeline()
+    expected = {"nearest training front": remembered}
+    for name, blank in (("generated", False), ("blank back", True)):
+        expected[name] = GeneratedFront(pipeline, 7, 1, blank)([rows[1]])[0]
+    assert not np.array_equal(expected["generated"], expected["blank back"])
+    for name, front in expected.items():
+        for key, metric in METRICS.items():
+            assert records[1]["systems"][name][key] == pytest.approx(metric.of(front, rows[1]), abs=1e-4)
+    differs = [record["systems"]["generated"] != record["systems"]["blank back"] for record in records]
+    assert all(differs)
+
+    printed = capsys.readouterr().out
+    for table in report["tables"]:
+        assert table["title"] in printed
+        assert all(len(row) == len(table["columns"]) for row in table["rows"])
+    first = report["tables"][0]
+    value = results["systems"]["mirrored back"]["person_l1"]
+    assert first["rows"][1][:2] == ["mirrored back", f"{value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"]
+    assert [table["name"] for table in report["tables"]][:2] == ["systems", "differences"]
+
+    with PIL.Image.open(paths["sheet"]) as sheet:
+        assert sheet.width == 12 * 64 + 13 * 4  # four items of three pictures in a row
+        assert sheet.height > 4 * 64
+
+
+def test_the_sheet_is_chosen_by_index(model, tmp_path, monkeypatch):
+    quality = script("mini_quality")
+    shown = []
+    monkeypatch.setattr(quality, "SHEET_ITEMS", 3)
+    monkeypatch.setattr(quality, "sheet", lambda triples: shown.extend(triples) or PIL.Image.new("RGB", (1, 1)))
+    arguments = ["--model", model, "--count", "5", "--train-count", "2", "--steps", "1", "--batch-size", "5"]
+    quality.main([*arguments, "--sheet", str(tmp_path / "sheet.png")])
+    rows = load_pairs("wardrobe", split="test", size=64, count=5)
+    assert [triple[0] for triple in shown] == [rows[index]["back"] for index in (0, 2, 4)]
+    assert [triple[2] for triple in shown] == [rows[index]["front"] for index in (0, 2, 4)]
+    assert all(triple[1] not in triple[::2] for triple in shown)
+
+
+def test_a_verdict_needs_an_interval_without_zero_and_knows_the_direction():
+    cell = script("mini_quality").difference_cell
+    win_rate = {"mean": 0.9}
+    lower = {"mean": -0.05, "low": -0.06, "high": -0.04, "win_rate": win_rate}
+    assert cell("person_l1", lower, True) == "-0.0500 [-0.0600, -0.0400] better, 90%"
+    assert cell("person_ssim", lower, False) == "-0.050 [-0.060, -0.040] worse"
+    across = {"mean": 0.05, "low": -0.01, "high": 0.11, "win_rate": win_rate}
+    assert cell("person_l1", across, False) == "+0.0500 [-0.0100, +0.1100] undecided"
+    higher = {"mean": 0.05, "low": 0.01, "high": 0.11, "win_rate": win_rate}
+    assert cell("person_l1", higher, False).endswith("worse")
+    assert cell("person_ssim", higher, False).endswith("better")
+
+
+def test_subsets_hold_what_they_say():
+    quality = script("mini_quality")
+    reader = Wardrobe("test", 64)
+    rows = [{"item_id": index, "attributes": describe(*reader.scene(index)[:3])} for index in range(40)]
+    chosen = {
+        name: {row["item_id"] for row in rows if holds(row["attributes"])} for name, holds in quality.SUBSETS.items()
+    }
+    everything = {row["item_id"] for row in rows}
+    for family in (
+        ("top is plain", "top is patterned"),
+        ("dress", "top worn open", "top closed, with a bottom"),
+        ("plain backdrop", "gradient backdrop", "cluttered backdrop"),
+    ):
+        assert set.union(*(chosen[name] for name in family)) == everything
+        assert sum(len(chosen[name]) for name in family) == 40
+        assert all(chosen[name] for name in family)
+    one = {"item_id": "a", "group_id": "a", "attributes": rows[0]["attributes"]}
+    assert quality.subsets([one] * (quality.SMALLEST_SUBSET - 1), seed=0) == {}
+
+
+def test_generate_speed_end_to_end(model, tmp_path, capsys):
+    path = tmp_path / "speed.json"
+    arguments = [
+        "--model",
+        model,
+        "--steps",
+        "1",
+        "4",
+        "--batch-sizes",
+        "1",
+        "2",
+        "--repeats",
+        "2",
+        "--json",
+        str(path),
+    ]
+    script("generate_speed").main(arguments)
+    results = json.loads(path.read_text())["results"]
+    assert [(each["steps"], each["batch_size"]) for each in results["timings"]] == [(1, 1), (1, 2), (4, 1), (4, 2)]
+    for timing in results["timings"]:
+        assert 0 < timing["fastest_s"] <= timing["median_s"] <= timing["slowest_s"] < 60
+    assert results["timings"][2]["fastest_s"] > results["timings"][0]["fastest_s"]
+    assert 50 < results["peak_memory_before_loading_mib"] <= results["peak_memory_mib"] < 50_000
+    printed = capsys.readouterr().out
+    assert "median / first" in printed
+    assert len(printed.splitlines()) == 7
+
+
+def test_the_first_call_is_not_counted(drawn_backs):
+    assert len(script("generate_speed").time_calls(tiny_pipeline(), drawn_backs[:1], 1, 2)) == 2
+
+
+def test_times_are_for_one_image():
+    values = script("generate_speed").per_image([8.0, 2.0, 4.0], 4)
+    assert values == {"median_s": 1.0, "fastest_s": 0.5, "slowest_s": 2.0}
+
+
+@pytest.mark.parametrize("name", ["mini_quality", "generate_speed"])
+def test_unusable_arguments_are_refused_before_anything_is_measured(name, model, tmp_path, capsys):
+    assert "is not a whole number from 1 up" in refused(name, capsys, "--steps", "0")
+    assert "is not a whole number from 1 up" in refused(name, capsys, "--steps", "ten")
+    assert "name a file in a folder that exists" in refused(name, capsys, "--json", str(tmp_path / "no" / "file.json"))
+    assert "name a file in a folder that exists" in refused(name, capsys, "--json", str(tmp_path))
+    assert "give the folder of a saved pipeline" in refused(name, capsys, "--model", str(tmp_path))
+    assert "unrecognized arguments" in refused(name, capsys, "--colour")
+
+
+def test_unusable_counts_are_refused(model, capsys):
+    assert "--count must be at least 2" in refused("mini_quality", capsys, "--model", model, "--count", "1")
+    assert "count must be" in refused("mini_quality", capsys, "--model", model, "--count", "999999999")
+    assert "choose from" in refused("mini_quality", capsys, "--model", model, "--split", "train")
+
+
+def test_a_stock_controlnet_is_refused(tmp_path, capsys):
+    pipeline = tiny_pipeline()
+    pipeline.save_pretrained(tmp_path)
+    config = tmp_path / "controlnet" / "config.json"
+    recorded = json.loads(config.read_text())
+    config.write_text(json.dumps({**recorded, "_class_name": "ControlNetModel"}))
+    assert "has a stock ControlNet" in refused("generate_speed", capsys, "--model", str(tmp_path))
+
+
+def test_scripts_run_from_a_shell():
+    environment = dict(os.environ, PYTHONPATH=str(BENCHMARKS.parent), OMP_NUM_THREADS="1")
+    run = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "update_docs.py"), "no-such-file.md"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr == "update_docs.py: no-such-file.md is not a file: name Markdown files.\n"
+
+
+def test_a_report_says_how_it_came_about_and_names_no_folder_elsewhere(tmp_path, monkeypatch, capsys):
+    report = script("report")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(BENCHMARKS / "mini_quality.py"), raising=False)
+    target = tmp_path / "report.json"
+    table = report.Table("numbers", "some numbers", ["name", "value"], [["one", "1"], ["eleven", "11"]])
+    inside = str(BENCHMARKS / "results" / "x y.json")
+    report.publish(
+        [table], {"eleven": 11}, ["--json", inside, "--model", "/home/me/model", "--count", "4"], None, target
+    )
+    written = json.loads(target.read_text())
+    command = "python benchmarks/mini_quality.py --json 'benchmarks/results/x y.json' --model model --count 4"
+    assert written["command"] == command
+    assert written["results"] == {"eleven": 11}
+    assert written["date"].endswith("+00:00")
+    assert written["machine"]["cores"] >= 1
+    assert os.uname().nodename not in json.dumps(written["machine"])
+    assert capsys.readouterr().out == "some numbers\nname    value\n------  -----\none         1\neleven     11\n"
+
+
+def test_a_commit_is_recorded_only_where_there_is_one(tmp_path, monkeypatch):
+    report = script("report")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert report.git_state() == (None, None)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    (tmp_path / "file").write_text("1")
+    for command in (["init", "-q"], ["add", "file"], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    commit, modified = report.git_state()
+    assert len(commit) == 40
+    assert modified is False
+    (tmp_path / "untracked").write_text("1")
+    assert report.git_state() == (commit, False)
+    (tmp_path / "file").write_text("2")
+    assert report.git_state() == (commit, True)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    report = script("report")
+    path = tmp_path / "report.json"
+    report.write_text(path, "older")
+    with path.open() as reader:
+        report.write_text(path, "old")
+        assert reader.read() == "older"  # who reads while it is written has a whole file
+    with pytest.raises(UnicodeEncodeError):
+        report.write_text(path, "\ud800")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["report.json"]
+
+
+@pytest.fixture
+def docs(tmp_path):
+    """A page with two blocks, and the results for both."""
+    results = tmp_path / "results"
+    results.mkdir()
+    tables = [
+        {"name": name, "title": f"{name} title", "columns": ["a", "b"], "rows": [["x", name]]}
+        for name in ("one", "two")
+    ]
+    report = {
+        "command": "python x.py",
+        "date": "2024-05-06T07:08:09+00:00",
+        "machine": {"processor": "P"},
+        "tables": tables,
+    }
+    (results / "speed.json").write_text(json.dumps(report))
+    page = tmp_path / "page.md"
+    block = "<!-- results:{} -->\nold\n<!-- /results -->\n"
+    page.write_text(f"before\n{block.format('speed')}between\n{block.format('speed:two')}after\n")
+    return page, results
+
+
+def test_update_docs_fills_the_blocks_and_nothing_else(docs):
+    page, results = docs
+    update = script("update_docs").main
+    with pytest.raises(SystemExit) as stop:
+        update([str(page), "--results", str(results), "--check"])
+    assert stop.value.code == 1
+    assert "old" in page.read_text()
+    update([str(page), "--results", str(results)])
+    text = page.read_text()
+    one = "**one title**\n\n| a | b |\n| --- | ---: |\n| x | one |\n"
+    two = one.replace("one", "two")
+    origin = "From `python x.py`, 2024-05-06, P.\n"
+    assert text == (
+        f"before\n<!-- results:speed -->\n\n{one}\n{two}\n{origin}\n<!-- /results -->\n"
+        f"between\n<!-- results:speed:two -->\n\n{two}\n{origin}\n<!-- /results -->\nafter\n"
+    )
+    update([str(page), "--results", str(results), "--check"])
+    assert page.read_text() == text
+
+
+def test_update_docs_says_what_is_missing(docs, capsys):
+    page, results = docs
+    page.write_text(page.read_text().replace("speed:two", "speed:three"))
+    assert "has no table 'three'" in refused("update_docs", capsys, str(page), "--results", str(results))
+    page.write_text("<!-- results:memory -->\n<!-- /results -->\n")
+    script("update_docs").main([str(page), "--results", str(results)])
+    assert "Not measured yet: `memory.json` does not exist." in page.read_text()
