@@ -1,19 +1,38 @@
-"""How many pairs a second `wardrobe` draws. Run: python benchmarks/wardrobe_speed.py [--json FILE]"""
+"""How many pairs a second `wardrobe` draws.
+
+python benchmarks/wardrobe_speed.py --json benchmarks/results/wardrobe_speed.json
+"""
 
 import argparse
-import datetime
-import json
-import shlex
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from statistics import median
+
+from report import Parser, Table, output_file, positive, publish
 
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.data.wardrobe import SPLITS
 
 SPLIT = "validation"
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options."""
+    parser = Parser(prog="wardrobe_speed.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("--sizes", type=positive, nargs="+", default=[64, 128, 256], metavar="PX")
+    parser.add_argument("--processes", type=positive, nargs="+", default=[1, 2])
+    parser.add_argument("--pairs", type=positive, default=400, help="pairs in a round (default: %(default)s)")
+    parser.add_argument("--repeats", type=positive, default=3, help="rounds, of which the median counts")
+    parser.add_argument("--json", type=output_file, help="write the results here")
+    options = parser.parse_args(arguments)
+    for size in options.sizes:
+        try:
+            load_pairs("wardrobe", split=SPLIT, size=size, count=1)
+        except ValueError as error:
+            parser.error(str(error))
+    return options
 
 
 def draw(size: int, start: int, stop: int) -> int:
@@ -22,51 +41,32 @@ def draw(size: int, start: int, stop: int) -> int:
     return sum(1 for _ in rows)
 
 
-def pairs_per_second(size: int, processes: int, pairs: int) -> float:
-    """Pairs a second with `processes` workers that share `pairs` rows; start-up is left out by a first round."""
-    share = pairs // processes
+def rounds(size: int, processes: int, pairs: int, repeats: int) -> list[float]:
+    """Pairs a second of each round, with `processes` workers that share the pairs; their start is left out."""
+    starts = [pairs * worker // processes for worker in range(processes + 1)]
+    rates = []
     with ProcessPoolExecutor(processes) as pool:
-        list(pool.map(draw, [size] * processes, range(processes), range(20, 20 + processes)))
-        begin = time.perf_counter()
-        starts = [worker * share for worker in range(processes)]
-        drawn = sum(pool.map(draw, [size] * processes, starts, [start + share for start in starts]))
-        return drawn / (time.perf_counter() - begin)
+        list(pool.map(draw, [size] * processes, [0] * processes, [20] * processes))
+        for _ in range(repeats):
+            began = time.perf_counter()
+            drawn = sum(pool.map(draw, [size] * processes, starts[:-1], starts[1:]))
+            rates.append(drawn / (time.perf_counter() - began))
+    return rates
 
 
-def git_commit() -> str | None:
-    """The commit of the working tree, None outside a repository or before the first commit."""
-    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
-
-
-def main() -> None:
-    """Print the table; with --json, write it with what is needed to repeat it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256], metavar="PX")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--pairs", type=int, default=400, help="pairs drawn for each number")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
-
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print, write what was asked for."""
+    options = parse(arguments)
     results = []
-    print("size (px)  processes  pairs/s")
-    for size in arguments.sizes:
-        for processes in arguments.processes:
-            rate = pairs_per_second(size, processes, arguments.pairs)
-            results.append({"size_px": size, "processes": processes, "pairs_per_second": round(rate, 1)})
-            print(f"{size:9d}  {processes:9d}  {rate:7.1f}")
-    if arguments.json:
-        record = {
-            "command": shlex.join(["python", "benchmarks/wardrobe_speed.py", *sys.argv[1:]]),
-            "git_commit": git_commit(),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "seed": SPLITS[SPLIT],
-            "pairs": arguments.pairs,
-            "results": results,
-        }
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    for size in options.sizes:
+        for processes in options.processes:
+            rates = rounds(size, processes, options.pairs, options.repeats)
+            results.append({"size_px": size, "processes": processes, "pairs_per_second": rates})
+    rows = [[str(r["size_px"]), str(r["processes"]), f"{median(r['pairs_per_second']):.0f}"] for r in results]
+    title = f"medians of {options.repeats} rounds of {options.pairs} pairs"
+    table = Table("speed", title, ["size in px", "processes", "pairs a second"], rows)
+    publish([table], {"rounds": results}, arguments, SPLITS[SPLIT], options.json)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

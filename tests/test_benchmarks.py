@@ -216,6 +216,20 @@ def test_scripts_run_from_a_shell():
     assert run.stderr == "update_docs.py: no-such-file.md is not a file: name Markdown files.\n"
 
 
+def test_wardrobe_speed_counts_every_pair_it_drew(tmp_path, capsys):
+    path = tmp_path / "speed.json"
+    arguments = ["--sizes", "64", "--processes", "1", "2", "--pairs", "5", "--repeats", "2"]
+    script("wardrobe_speed").main([*arguments, "--json", str(path)])
+    rounds = json.loads(path.read_text())["results"]["rounds"]
+    assert [(each["size_px"], each["processes"]) for each in rounds] == [(64, 1), (64, 2)]
+    assert all(len(each["pairs_per_second"]) == 2 and min(each["pairs_per_second"]) > 0 for each in rounds)
+    assert "medians of 2 rounds of 5 pairs" in capsys.readouterr().out
+
+
+def test_wardrobe_speed_refuses_a_size_that_cannot_be_drawn(capsys):
+    assert "size must be a whole number from 64 to 1024" in refused("wardrobe_speed", capsys, "--sizes", "2000")
+
+
 def test_a_report_says_how_it_came_about_and_names_no_folder_elsewhere(tmp_path, monkeypatch, capsys):
     report = script("report")
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(BENCHMARKS / "mini_quality.py"), raising=False)

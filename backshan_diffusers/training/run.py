@@ -81,6 +81,7 @@ class TrainingRun:
         trainer.train(lambda step: self._validate(name, step, pipeline, held_out))
         with trainer.averaged_weights():
             self._finish(name, pipeline, train, finished)
+        self.accelerator.wait_for_everyone()
 
     def _pairs(self, split: str, count: int) -> PairArrays:
         size = self.config.model.image_size

@@ -1,0 +1,315 @@
+"""Pictures in and out: any file, array or tensor becomes an upright RGB picture, and goes back to its own shape.
+
+Whatever enters the package enters through [`load_picture`], so that bad input is refused here, once, with one
+sentence.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import PIL.ImageOps
+import PIL.PngImagePlugin
+
+MINIMUM_SIDE = 16
+"""Shorter side in px under which a picture is refused."""
+
+MAXIMUM_ELONGATION = 8
+"""Longer side divided by shorter side above which a picture is refused."""
+
+WHITE = (255, 255, 255)
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used; the message is one sentence that names it and says what to do."""
+
+
+def load_picture(source: Any, enough_pixels: int | None = None) -> PIL.Image.Image:
+    """Reads a picture, whatever it is, as an upright RGB picture without metadata.
+
+    The camera's EXIF rotation is applied, transparency is composited on white, 16-bit grey is scaled to 8 bit, and of
+    an animation the first frame is taken.
+
+    Args:
+        source (`str`, `os.PathLike`, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`):
+            A file, a PIL picture of any mode, an array `(H, W)` or `(H, W, C)` of `bool`, `uint8`, `uint16` or floats
+            in [0, 1], or a tensor `(C, H, W)` or `(1, C, H, W)` of the same types; `C` is 1 (grey), 2 (grey and
+            alpha), 3 (RGB) or 4 (RGB and alpha).
+        enough_pixels (`int`, *optional*):
+            A large JPEG file may be decoded at a half, a quarter or an eighth of its size, as long as its longer side
+            keeps at least this many px. By default it is decoded as it is.
+
+    Returns:
+        `PIL.Image.Image`: mode `RGB`.
+
+    Raises:
+        PictureError: if `source` is not a picture, is damaged, has more pixels than PIL's limit for decompression
+            bombs, has a side of less than 16 px, or is longer than 8 times its width (or the other way round).
+    """
+    if isinstance(source, PIL.Image.Image):
+        name = getattr(source, "filename", "") or "the picture"
+        _check_size(source.size, name)
+        return _decode(source, os.fspath(name))
+    if isinstance(source, str | os.PathLike):
+        return _load_file(Path(source), enough_pixels)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, "the array")
+    if type(source).__module__.partition(".")[0] == "torch" and hasattr(source, "detach"):
+        return _from_array(_channels_last(source), "the tensor")
+    raise PictureError(
+        f"a picture cannot be read from {type(source).__name__}: give a path, a PIL picture, an array or a tensor."
+    )
+
+
+def _load_file(path: Path, enough_pixels: int | None) -> PIL.Image.Image:
+    if not path.is_file():
+        raise PictureError(f"{path} is not a file: give the path of a picture, such as a JPEG or PNG file.")
+    if path.stat().st_size == 0:
+        raise PictureError(f"{path} is empty: copy or download the picture again.")
+    try:
+        with warnings.catch_warnings():
+            # between one and two times its limit for bombs PIL only warns: such a picture is decoded in bounded memory
+            warnings.simplefilter("ignore")
+            image = PIL.Image.open(path)
+    except PIL.Image.DecompressionBombError as error:
+        raise _bomb(path) from error
+    except PIL.UnidentifiedImageError as error:
+        raise PictureError(f"{path} is not a picture that PIL can read: convert it to JPEG or PNG.") from error
+    except Exception as error:  # damaged headers make PIL's readers raise nearly anything
+        raise PictureError(f"{path} cannot be opened as a picture ({error}): convert it to JPEG or PNG.") from error
+    with image:
+        _check_size(image.size, path)
+        if enough_pixels is not None:
+            share = enough_pixels / max(image.size)
+            image.draft(None, tuple(max(1, round(side * share)) for side in image.size))
+        return _decode(image, path)
+
+
+def _bomb(name: Any) -> PictureError:
+    return PictureError(f"{name} has too many pixels to be decoded safely: make it smaller and give it again.")
+
+
+def _check_size(size: tuple[int, int], name: Any) -> None:
+    width, height = size
+    if min(size) < MINIMUM_SIDE:
+        raise PictureError(
+            f"{name} has {width} x {height} px, which is too small: both sides must have at least {MINIMUM_SIDE} px."
+        )
+    if max(size) > MAXIMUM_ELONGATION * min(size):
+        raise PictureError(
+            f"{name} has {width} x {height} px, which is too long: crop it to at most {MAXIMUM_ELONGATION}:1."
+        )
+
+
+def _decode(image: PIL.Image.Image, name: Any) -> PIL.Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # notes about palettes, EXIF and TIFF tags: nothing that a caller could act on
+            warnings.simplefilter("ignore")
+            image.load()
+            return _to_rgb(PIL.ImageOps.exif_transpose(image), name)
+    except PictureError:
+        raise
+    except PIL.Image.DecompressionBombError as error:
+        raise _bomb(name) from error
+    except Exception as error:  # damaged data makes PIL's readers raise nearly anything
+        raise PictureError(f"{name} is damaged ({error}): copy or download the picture again.") from error
+
+
+def _to_rgb(image: PIL.Image.Image, name: Any) -> PIL.Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        grey = _eight_bit(values.clip(0, 65535).astype(np.uint16))
+        if isinstance(image.info.get("transparency"), int):
+            grey = np.where(values == image.info["transparency"], 255, grey).astype(np.uint8)
+        return PIL.Image.fromarray(grey).convert("RGB")
+    if image.mode == "F":
+        return _from_array(np.asarray(image), name)
+    if image.mode == "La":
+        image = image.convert("LA")  # the only way out of premultiplied grey
+    if image.has_transparency_data:
+        canvas = PIL.Image.new("RGBA", image.size, WHITE + (255,))
+        canvas.alpha_composite(image.convert("RGBA"))
+        image = canvas
+    picture = image.convert("RGB")
+    picture.info = {}  # what is read is upright and opaque: no stale EXIF, profile or transparency travels on
+    return picture
+
+
+def _eight_bit(values: np.ndarray) -> np.ndarray:
+    """0...65535 to 0...255, rounded."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _channels_last(tensor: Any) -> np.ndarray:
+    if tensor.ndim == 4 and tensor.shape[0] == 1:
+        tensor = tensor[0]
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 2, 3, 4):
+        raise PictureError(
+            f"the tensor has the shape {tuple(tensor.shape)}: give one picture as (C, H, W) with C of 1, 2, 3 or 4."
+        )
+    tensor = tensor.detach().cpu().permute(1, 2, 0)
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _from_array(array: np.ndarray, name: Any) -> PIL.Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)):
+        raise PictureError(
+            f"{name} has the shape {array.shape}: give one picture as (H, W) or (H, W, C) with C of 1, 2, 3 or 4."
+        )
+    _check_size((array.shape[1], array.shape[0]), name)
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype == np.uint16:
+        array = _eight_bit(array)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all():
+            raise PictureError(f"{name} holds NaN or infinite values: give finite values in [0, 1].")
+        if array.min() < 0 or array.max() > 1:
+            raise PictureError(
+                f"{name} holds floats from {array.min():g} to {array.max():g}: give floats in [0, 1] or uint8."
+            )
+        array = (array.astype(np.float64) * 255).round().astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise PictureError(f"{name} is of type {array.dtype}: give bool, uint8, uint16, or floats in [0, 1].")
+    return _to_rgb(PIL.Image.fromarray(np.ascontiguousarray(array)), name)
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Puts pictures of one size on a square, and takes the content out of the square again.
+
+    The aspect ratio is kept (the content's shorter side is rounded half up to whole px), the content lies in the
+    middle (the odd pixel goes to the right or the bottom), and the padding has the median colour of the picture's
+    border.
+
+    Args:
+        picture_size (`tuple[int, int]`): width and height of the pictures, in px.
+        side (`int`): side of the square, in px.
+    """
+
+    picture_size: tuple[int, int]
+    side: int
+
+    def __post_init__(self):
+        if min(self.picture_size) < 1 or self.side < 1:
+            raise ValueError(f"a {self.picture_size} px picture cannot be put on {self.side} px: give positive sizes.")
+
+    @property
+    def content_size(self) -> tuple[int, int]:
+        """Width and height of the content on the square, in px."""
+        longer = max(self.picture_size)
+        width, height = (max(1, (2 * length * self.side + longer) // (2 * longer)) for length in self.picture_size)
+        return width, height
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the content on the square, in px."""
+        width, height = self.content_size
+        left, top = (self.side - width) // 2, (self.side - height) // 2
+        return left, top, left + width, top + height
+
+    def apply(self, picture: PIL.Image.Image) -> PIL.Image.Image:
+        """The `picture` (of `picture_size`, RGB) on a square of `side` px, RGB."""
+        if picture.size != self.picture_size:
+            raise ValueError(
+                f"this letterbox is for {self.picture_size} px pictures: make another for {picture.size}."
+            )
+        content = picture.resize(self.content_size, PIL.Image.Resampling.LANCZOS)
+        square = PIL.Image.new("RGB", (self.side, self.side), border_colour(content))
+        square.paste(content, self.box[:2])
+        return square
+
+    def invert(self, square: PIL.Image.Image, size: tuple[int, int] | None = None) -> PIL.Image.Image:
+        """The content of a `square` of `side` px, resized to `size` (width and height in px) if that is given."""
+        if square.size != (self.side, self.side):
+            raise ValueError(
+                f"this letterbox is for squares of {self.side} px: it cannot invert one of {square.size}."
+            )
+        content = square.crop(self.box)
+        return content if size is None else content.resize(size, PIL.Image.Resampling.LANCZOS)
+
+
+def border_colour(picture: PIL.Image.Image) -> tuple[int, int, int]:
+    """The median, channel by channel, of the outermost pixels of an RGB picture; each pixel counts once."""
+    pixels = np.asarray(picture)
+    inside = np.zeros(pixels.shape[:2], dtype=bool)
+    inside[1:-1, 1:-1] = True
+    red, green, blue = np.median(pixels[~inside], axis=0).round().astype(int).tolist()
+    return red, green, blue
+
+
+def picture_sheet(
+    rows: Sequence[Sequence[PIL.Image.Image | None]],
+    titles: Sequence[str] | None = None,
+    cell_side: int | None = None,
+    gap: int = 4,
+) -> PIL.Image.Image:
+    """Pictures side by side on white.
+
+    Args:
+        rows: rows of RGB pictures of any size; `None` leaves a cell empty, and rows may differ in length.
+        titles: one short text over each column.
+        cell_side: pictures are resized to fit in squares of this side in px; by default each keeps its size.
+        gap: white space between and around the pictures, in px.
+
+    Returns:
+        `PIL.Image.Image`: mode `RGB`; each column is as wide and each row as high as its largest picture.
+    """
+    if cell_side is not None:
+        rows = [[cell and PIL.ImageOps.contain(cell, (cell_side, cell_side)) for cell in row] for row in rows]
+    if not any(cell for row in rows for cell in row):
+        raise ValueError("a sheet needs at least one picture: give rows that are not empty.")
+    columns = max(len(row) for row in rows)
+    if titles is not None and len(titles) != columns:
+        raise ValueError(f"the sheet has {columns} columns: give as many titles, not {len(titles)}.")
+    widths = [max((row[i].width for row in rows if i < len(row) and row[i]), default=0) for i in range(columns)]
+    heights = [max((cell.height for cell in row if cell), default=0) for row in rows]
+
+    font = PIL.ImageFont.load_default(size=min(16, max(9, max(widths) // 8)))
+    title_height = sum(font.getmetrics()) + gap if titles is not None else 0
+    size = (sum(widths) + gap * (columns + 1), sum(heights) + gap * (len(rows) + 1) + title_height)
+    sheet = PIL.Image.new("RGB", size, WHITE)
+    lefts = [gap + sum(widths[:i]) + gap * i for i in range(columns)]
+    for title, left, width in zip(titles or (), lefts, widths):
+        PIL.ImageDraw.Draw(sheet).text((left + width / 2, gap), title, fill="black", font=font, anchor="ma")
+    top = gap + title_height
+    for row, height in zip(rows, heights):
+        for cell, left, width in zip(row, lefts, widths):
+            if cell:
+                sheet.paste(cell, (left + (width - cell.width) // 2, top + (height - cell.height) // 2))
+        top += height + gap
+    return sheet
+
+
+def save_picture(picture: PIL.Image.Image, path: str | os.PathLike, metadata: Mapping[str, Any] | None = None) -> None:
+    """Writes a PNG file; it appears under its name only when it is complete.
+
+    Args:
+        picture: the picture, of any mode that PNG knows.
+        path: the file to write; its folder must exist.
+        metadata: written as text chunks, keys of 1 to 79 Latin-1 characters, values as `str`; `None` is left out.
+
+    Raises:
+        OSError: if the file cannot be written; nothing is left behind then.
+    """
+    path = Path(path)
+    chunks = PIL.PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        if value is not None:
+            chunks.add_text(key, str(value))
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        picture.save(unfinished, format="PNG", pnginfo=chunks)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
