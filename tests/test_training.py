@@ -305,7 +305,9 @@ def test_a_stage_hands_its_weights_to_the_next(finished):
 def test_latents_of_the_trained_autoencoder_have_unit_deviation(finished):
     pipeline = BackToFrontPipeline.from_pretrained(finished / "vae" / "pipeline")
     pairs = cache_pairs("wardrobe", "train", 64, 8, finished / "cache", 1)
-    assert float(cache_latents(pairs, pipeline.vae, finished / "cache", Accelerator()).std()) == pytest.approx(1, rel=0.01)
+    assert float(cache_latents(pairs, pipeline.vae, finished / "cache", Accelerator()).std()) == pytest.approx(
+        1, rel=0.01
+    )
 
 
 def test_resume_is_bit_identical(finished, tmp_path):
@@ -425,3 +427,23 @@ def test_the_script_refuses_bad_arguments_with_exit_code_two():
     done = script("--config", str(SMOKE), "--output_dir", "nowhere", "--objective", "best")
     assert done.returncode == 2 and "objective 'best' does not exist" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_is_embedded_in_half_precision_with_its_record(finished, tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "embed_mini.py"), "--run", str(finished)]
+    command += ["--target", str(tmp_path / "mini"), "--record", str(tmp_path / "record")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    stored = load_file(tmp_path / "mini" / "unet" / "diffusion_pytorch_model.safetensors")
+    trained = load_file(finished / "joint" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(stored[name], trained[name].half()) for name in trained)
+    assert Image.open(tmp_path / "record" / "curves.png").width > 4 * 64
+    written = {path.name for path in (tmp_path / "record").iterdir()}
+    for stage in ("vae", "prior", "controlnet", "joint"):
+        assert {f"{stage}.jsonl", f"{stage}.yaml", f"{stage}-validation.csv"} <= written
+
+
+def test_embedding_without_a_finished_run_says_so(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "embed_mini.py"), "--run", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "holds no finished run" in done.stderr

@@ -156,6 +156,8 @@ class TrainingRun:
         if name == "prior":
             recorded = {**self._recorded(), "load_weights_from_unet": True}
             pipeline.register_modules(controlnet=build_controlnet(pipeline.unet, self.config.model, **recorded))
+        for model in (pipeline.vae, pipeline.unet, pipeline.controlnet):
+            model.to(memory_format=torch.contiguous_format)  # safetensors writes nothing else
         pending = folder.with_suffix(".tmp")
         shutil.rmtree(pending, ignore_errors=True)
         pipeline.save_pretrained(pending)

@@ -48,7 +48,7 @@ class ModelSize:
     image_size: int = 128
     latent_channels: int = 8
     vae_channels: tuple[int, ...] = (16, 32, 64)
-    unet_channels: tuple[int, ...] = (40, 80, 128, 128)
+    unet_channels: tuple[int, ...] = (32, 64, 128, 128)
     unet_attention: tuple[bool, ...] = (False, False, True, False)
     condition_channels: tuple[int, ...] = (8, 16, 48)
     text_width: int = 64

