@@ -1,6 +1,7 @@
 """Stages, batches, caches, the loop and its resume, with real models at tiny size."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,13 @@ from tiny import TINY, tiny_pipeline
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.objective import PRESETS, Objective, backshan_loss
-from backshan_diffusers.training.batches import Draws, control_batch, crop_batch, latent_batch
+from backshan_diffusers.training.batches import (
+    Draws,
+    back_control_batch,
+    crop_batch,
+    front_control_batch,
+    latent_batch,
+)
 from backshan_diffusers.training.caching import PairArrays, cache_latents, cache_pairs, to_pixels
 from backshan_diffusers.training.checkpoints import checkpoint_steps, save_checkpoint
 from backshan_diffusers.training.config import TrainingConfig, load_config
@@ -191,16 +198,29 @@ def test_random_numbers_depend_on_seed_stage_step_process_and_purpose():
 def test_control_batch_flips_the_back_alone_and_blanks_only_backs():
     pairs, controlnet = pair_arrays(), tiny_pipeline().controlnet
     indices = np.array([5, 2])
-    batch = control_batch(pairs, indices, controlnet, torch.Generator(), 0.0)
+    backs = back_control_batch(pairs, indices, controlnet, torch.Generator(), 0.0)
+    fronts = front_control_batch(pairs, indices, controlnet)
     for item, index in enumerate(indices):
-        back = batch["back_control"][item].permute(1, 2, 0).numpy()
-        front = batch["front_control"][item].permute(1, 2, 0).numpy()
+        back, front = (controls[item].permute(1, 2, 0).numpy() for controls in (backs, fronts))
         np.testing.assert_allclose(back, pairs.backs[index][:, ::-1] / 255, atol=1e-6)
         np.testing.assert_allclose(front, pairs.fronts[index] / 255, atol=1e-6)
-    assert batch["groups"].tolist() == [2, 1]
-    blank = control_batch(pairs, indices, controlnet, torch.Generator(), 1.0)
-    assert (blank["back_control"] == 1).all() and torch.equal(blank["front_control"], batch["front_control"])
-    assert pairs.backs[5].min() == 0
+    assert (back_control_batch(pairs, indices, controlnet, torch.Generator(), 1.0) == 1).all()
+    assert pairs.backs[5].min() == 0  # the cache itself is left as it was
+
+
+def test_an_unmirrored_model_gets_unmirrored_backs():
+    pairs, controlnet = pair_arrays(), tiny_pipeline(mirror=False).controlnet
+    controls = back_control_batch(pairs, np.array([4]), controlnet, torch.Generator(), 0.0)
+    np.testing.assert_allclose(controls[0].permute(1, 2, 0).numpy(), pairs.backs[4] / 255, atol=1e-6)
+
+
+def test_edges_are_found_with_the_recorded_thresholds():
+    pairs = pair_arrays()
+    edges = [
+        front_control_batch(pairs, np.array([0]), tiny_pipeline("canny", **thresholds).controlnet)
+        for thresholds in ({}, {"canny_low_threshold": 900, "canny_high_threshold": 1500})
+    ]
+    assert edges[1].sum() < edges[0].sum()
 
 
 def test_prompts_are_dropped_at_their_rate():
@@ -427,6 +447,29 @@ def test_the_script_refuses_bad_arguments_with_exit_code_two():
     done = script("--config", str(SMOKE), "--output_dir", "nowhere", "--objective", "best")
     assert done.returncode == 2 and "objective 'best' does not exist" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_two_processes_train_one_model(tmp_path):
+    path = tmp_path / "c.yaml"
+    shared = SMOKE.read_text() + "\nstages: {vae: {}, prior: {}}\n"
+    path.write_text(shared)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [
+        str(ROOT / "examples" / "train_backshan.py"),
+        "--config",
+        str(path),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    command += ["--max_steps", "2", "--train_pairs", "8", "--validation_pairs", "1", "--batch_size", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The finished pipeline is in") == 1
+    lines = (tmp_path / "run" / "prior" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert "processes: 2" in (tmp_path / "run" / "prior" / "training_config.yaml").read_text()
+    BackToFrontPipeline.from_pretrained(tmp_path / "run" / "prior" / "pipeline")
 
 
 def test_a_run_is_embedded_in_half_precision_with_its_record(finished, tmp_path):

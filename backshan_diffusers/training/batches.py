@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..conditioning import control_image
 from ..models import BackshanControlNetModel
@@ -73,30 +72,24 @@ def latent_batch(
     return {"latents": latents[indices], "prompts": prompts[dropped]}
 
 
-def control_batch(
+def back_control_batch(
     pairs: PairArrays, indices: np.ndarray, controlnet: BackshanControlNetModel, generator: torch.Generator, p: float
-) -> dict:
-    """Control pictures of backs and fronts, `B x C x S x S` in [0, 1], and the items' groups.
+) -> torch.Tensor:
+    """Control pictures of backs, mirrored if the model's config says so: `B x C x S x S` in [0, 1].
 
     A share `p` of the backs is replaced by a white picture, so that the model also knows what to do without one.
     """
+    backs = pairs.backs[indices]
+    backs[(torch.rand(len(indices), generator=generator) < p).numpy()] = 255
+    return _controls(backs, controlnet, controlnet.config.mirror)
+
+
+def front_control_batch(pairs: PairArrays, indices: np.ndarray, controlnet: BackshanControlNetModel) -> torch.Tensor:
+    """Control pictures of fronts, never mirrored: `B x C x S x S` in [0, 1]."""
+    return _controls(pairs.fronts[indices], controlnet, mirror=False)
+
+
+def _controls(pictures: np.ndarray, controlnet: BackshanControlNetModel, mirror: bool) -> torch.Tensor:
     config = controlnet.config
-    blanked = torch.rand(len(indices), generator=generator) < p
-    controls = {}
-    for view, pictures, mirror in (("back", pairs.backs, config.mirror), ("front", pairs.fronts, False)):
-        arrays = pictures[indices]
-        if view == "back":
-            arrays[blanked.numpy()] = 255
-        controls[f"{view}_control"] = torch.stack(
-            [
-                control_image(
-                    Image.fromarray(array),
-                    config.conditioning,
-                    mirror,
-                    config.canny_low_threshold,
-                    config.canny_high_threshold,
-                )
-                for array in arrays
-            ]
-        )
-    return {**controls, "groups": torch.from_numpy(pairs.groups[indices])}
+    thresholds = (config.canny_low_threshold, config.canny_high_threshold)
+    return torch.stack([control_image(picture, config.conditioning, mirror, *thresholds) for picture in pictures])

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from ..objective import PRESETS
 from ..pipelines import BackToFrontPipeline
-from .batches import Draws, control_batch, crop_batch, latent_batch
+from .batches import Draws, back_control_batch, crop_batch, front_control_batch, latent_batch
 from .caching import PairArrays, cache_latents, cache_pairs, to_pixels
 from .config import TrainingConfig
 from .scratch import build_controlnet, build_pipeline
@@ -123,10 +123,13 @@ class TrainingRun:
 
         def make_batch(step: int, draws: Draws) -> Batch:
             indices = draws.indices(step, config.batch_size, len(latents))
-            return {
-                **latent_batch(latents, indices, prompts, draws.generator(step, "prompt"), config.prompt_dropout),
-                **control_batch(pairs, indices, controlnet, draws.generator(step, "blank"), config.condition_dropout),
-            }
+            batch = latent_batch(latents, indices, prompts, draws.generator(step, "prompt"), config.prompt_dropout)
+            blanks = draws.generator(step, "blank")
+            batch["back_control"] = back_control_batch(pairs, indices, controlnet, blanks, config.condition_dropout)
+            if objective.contrastive_weight:
+                batch["front_control"] = front_control_batch(pairs, indices, controlnet)
+                batch["groups"] = torch.from_numpy(pairs.groups[indices])
+            return batch
 
         return ControlStage(controlnet, pipeline.unet, pipeline.scheduler, objective, train_unet), make_batch
 

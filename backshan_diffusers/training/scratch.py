@@ -17,7 +17,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ..models import BackshanControlNetModel
 from ..pipelines import BackToFrontPipeline
 
-
 OPPONENT_COLOURS = torch.nn.functional.normalize(torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]), dim=1)
 """Rows: brightness, red against green, yellow against blue; an orthonormal basis of R, G, B."""
 
@@ -130,7 +129,7 @@ def _see_in_opponent_colours(vae: AutoencoderKL) -> None:
 
 
 def _zero_residual_branches(model: nn.Module) -> set[nn.Module]:
-    """Make every residual block the identity by zeroing its last convolution; returns the convolutions of the branches.
+    """Make every residual block the identity by zeroing its last convolution; returns the branches' convolutions.
 
     A signal then reaches the other end from the first step, which saves the first hundreds of them (as in the public
     code of "Diffusion Models Beat GANs", Dhariwal and Nichol 2021).

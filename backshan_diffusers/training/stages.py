@@ -122,7 +122,7 @@ class ControlStage(StageModule):
             mid_block_additional_residual=residuals[0].mid_block_res_sample,
         ).sample
         features = [BackshanControlNetModel.control_features(part) for part in residuals] if copies == 2 else []
-        terms = backshan_loss(self.objective, prediction, target, *features, group_ids=batch["groups"])
+        terms = backshan_loss(self.objective, prediction, target, *features, group_ids=batch.get("groups"))
         if features:
             terms["pair_accuracy"] = pair_accuracy(cosine_matrix(*features).detach())
         return terms
