@@ -1,0 +1,55 @@
+"""Packaging of backshan_diffusers. Lower bounds are what the code needs; constraints.txt holds the versions tested."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# package and lower bound, extra it belongs to ("" is always installed), what it is for
+DEPENDENCIES = [
+    ("torch>=2.8", "", "everything that learns; torch.accelerator names the device at hand"),
+    ("diffusers>=0.42", "", "the classes that ours are made of; `dtype` in from_pretrained"),
+    ("transformers>=5.0", "", "text encoder and tokenizer; 5.0 knows `dtype`"),
+    ("huggingface_hub>=2.0", "", "model folders by repo id; diffusers 0.42 also runs with 1.32, which is not tested"),
+    ("safetensors>=0.8", "", "the only format of weights that is read and written; diffusers' own lower bound"),
+    ("accelerate>=1.10", "", "loading weights without a second copy in memory; training on one or more processes"),
+    ("numpy>=2.0", "", "pictures as arrays, the drawn pairs"),
+    ("Pillow>=11.0", "", "reading and writing pictures"),
+    ("opencv-python-headless>=4.10", "", "edges of the control picture, polygons of the drawn pairs"),
+    ("tqdm>=4.66", "", "progress bars"),
+    ("PyYAML>=6.0", "train", "training configs"),
+    ("matplotlib>=3.9", "train", "curves of a finished run"),
+    ("scikit-image>=0.25", "eval", "structural similarity and colour difference"),
+    ("pytest>=8.0", "test", "runs the tests"),
+    ("pytest-xdist>=3.6", "test", "runs them in two processes"),
+    ("ruff>=0.12", "test", "style, part of `make test`"),
+    ("peft>=0.17", "test", "LoRA adapters on our pipeline keep working"),
+    ("controlnet_aux>=0.0.10", "test", "our edges are compared with its edges"),
+]
+EXTRAS = ("train", "eval", "demo", "test")  # an extra that needs nothing more today exists all the same
+
+
+def needed_by(extra: str) -> list[str]:
+    """The requirements of one extra; the tests need those of every other extra too."""
+    return [name for name, home, _ in DEPENDENCIES if home == extra or (extra == "test" and home)]
+
+
+setup(
+    name="backshan_diffusers",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "backshan_diffusers/__init__.py").read_text("utf-8"))[1],
+    description="Front views of clothed people from back views: a ControlNet, a pipeline, a loss and paired data",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",  # as diffusers and transformers
+    packages=find_packages(include=["backshan_diffusers", "backshan_diffusers.*"]),
+    package_data={
+        "backshan_diffusers": ["weights/mini/**/*.json", "weights/mini/**/*.safetensors", "weights/mini/**/*.txt"]
+    },
+    install_requires=needed_by(""),
+    extras_require={extra: needed_by(extra) for extra in EXTRAS},
+    entry_points={"console_scripts": ["backshan = backshan_diffusers.cli:main"]},
+)

@@ -1,0 +1,637 @@
+"""`backshan generate`, in this process with a tiny pipeline, and as a command where the process matters."""
+
+import argparse
+import io
+import os
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from tqdm import tqdm
+
+import backshan_diffusers
+from backshan_diffusers import BackToFrontPipeline, cli
+from backshan_diffusers.pictures import load_picture, picture_sheet
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(tiny_folder, tmp_path, monkeypatch, capsys):
+    """Runs `backshan generate` in a folder of its own and returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def generate(*arguments, model=tiny_folder):
+        capsys.readouterr()
+        try:
+            code = cli.main(["generate", "--model", str(model), "--device", "cpu", *map(str, arguments)])
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return generate
+
+
+@pytest.fixture
+def backs(drawn_backs, tmp_path):
+    """A folder with anna.png, ben.jpg and cleo.webp."""
+    folder = tmp_path / "backs"
+    folder.mkdir()
+    for picture, name in zip(drawn_backs, ("anna.png", "ben.jpg", "cleo.webp"), strict=True):
+        picture.save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_folder):
+    pipeline = BackToFrontPipeline.from_pretrained(tiny_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def pixels(path):
+    with PIL.Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture)
+
+
+def written(folder="fronts"):
+    return sorted(os.listdir(folder))
+
+
+def refused(result, *words):
+    """Exit code 2, nothing on stdout, and one sentence that holds these words."""
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert err.startswith("backshan: ")
+    assert err.endswith(".\n")
+    assert err.count("\n") == 1
+    for word in words:
+        assert str(word) in err
+    return True
+
+
+# what is written
+
+
+def test_a_folder_gives_one_front_for_each_picture(run, backs, pipeline):
+    code, out, err = run(backs)
+    assert (code, out, err) == (0, "3 of 3 fronts were written to fronts\n", "")
+    assert written() == ["anna_front.png", "ben_front.png", "cleo_front.png"]
+    for name in ("anna.png", "ben.jpg", "cleo.webp"):
+        expected = pipeline(backs / name, generator=seeded(0)).images[0]
+        assert np.array_equal(pixels(f"fronts/{Path(name).stem}_front.png"), np.asarray(expected))
+    assert len({pixels(f"fronts/{name}").tobytes() for name in written()}) == 3
+
+
+def test_every_option_reaches_the_pipeline(run, backs, pipeline, drawn_backs, tmp_path):
+    drawn_backs[0].resize((90, 150)).save(tmp_path / "tall.png")
+    options = ("--steps", 2, "--guidance", 3, "--prompt", "a dress", "--negative-prompt", "a coat", "--seed", 5)
+    code, _, err = run("tall.png", *options, "--num-images", 2, "--original-size")
+    assert (code, err) == (0, "")
+    for number in (0, 1):
+        expected = pipeline(
+            "tall.png",
+            num_inference_steps=2,
+            guidance_scale=3,
+            prompt="a dress",
+            negative_prompt="a coat",
+            generator=seeded(5 + number),
+            restore_size=True,
+        ).images[0]
+        assert expected.size == (90, 150)
+        assert np.array_equal(pixels(f"fronts/tall_front_{number + 1}.png"), np.asarray(expected))
+
+
+def test_weights_and_values_have_the_type_asked_for(run, backs, tiny_folder):
+    code, _, err = run(backs / "anna.png", "--dtype", "bfloat16")
+    assert (code, err) == (0, "")
+    pipeline = BackToFrontPipeline.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+    expected = pipeline(backs / "anna.png", generator=seeded(0)).images[0]
+    assert np.array_equal(pixels("fronts/anna_front.png"), np.asarray(expected))
+
+
+def test_a_large_photo_is_decoded_as_the_pipeline_decodes_it(drawn_backs, pipeline, tmp_path):
+    photo, bad = tmp_path / "photo.jpg", tmp_path / "bad.jpg"
+    drawn_backs[0].resize((1200, 2000)).save(photo)
+    bad.write_bytes(b"")
+    jobs = [cli.Job(path, number, tmp_path / "unused.png") for path in (bad, photo) for number in (0, 1)]
+    for original_size in (False, True):
+        failed, progress = set(), tqdm(total=4, file=io.StringIO())
+        options = argparse.Namespace(original_size=original_size)
+        usable = list(cli._load_backs(pipeline, jobs, options, failed, progress))
+        assert [job.number for job, _ in usable] == [0, 1]
+        expected = load_picture(photo, None if original_size else 4 * 64)
+        assert expected.size == ((1200, 2000) if original_size else (300, 500))
+        assert all(back == expected for _, back in usable)
+        assert failed == {bad}
+        assert progress.n == 2
+
+
+def test_settings_are_recorded(run, backs, tiny_folder):
+    run(backs / "anna.png", "--seed", 7, "--num-images", 2, "--steps", 2, "--guidance", 1.5, "--prompt", "着物 front")
+    with PIL.Image.open("fronts/anna_front_2.png") as front:
+        assert front.info == {
+            "Software": "backshan",
+            "version": backshan_diffusers.__version__,
+            "model": "tiny",
+            "seed": "8",
+            "steps": "2",
+            "guidance": "1.5",
+            "prompt": "着物 front",
+            "dtype": "float32",
+            "source": "anna.png",
+        }
+
+
+def test_what_the_model_records_is_recorded(run, backs):
+    run(backs / "anna.png", "--negative-prompt", "a coat", "--guidance", 2)
+    with PIL.Image.open("fronts/anna_front.png") as front:
+        recorded = {name: front.info[name] for name in ("seed", "steps", "guidance", "prompt", "negative_prompt")}
+    prompt = "Front side of the person"
+    assert recorded == {"seed": "0", "steps": "3", "guidance": "2.0", "prompt": prompt, "negative_prompt": "a coat"}
+
+
+def test_recorded_guidance_is_the_default(run, backs):
+    run(backs / "anna.png")
+    with PIL.Image.open("fronts/anna_front.png") as front:
+        assert front.info["guidance"] == "1.0"
+    run(backs / "anna.png", "--guidance", 0)
+    with PIL.Image.open("fronts/anna_front.png") as front:
+        assert front.info["guidance"] == "0.0"
+
+
+def test_an_empty_prompt_is_a_prompt(run, backs):
+    run(backs / "anna.png", "--prompt", "")
+    with PIL.Image.open("fronts/anna_front.png") as front:
+        assert front.info["prompt"] == ""
+
+
+def test_a_name_that_is_no_text_is_written_all_the_same(run, drawn_backs):
+    name = os.fsdecode(b"caf\xe9.png")
+    drawn_backs[0].save(name)
+    code, _, _ = run(name, "-o", os.fsdecode(b"\xe9"))
+    assert code == 0
+    assert written(os.fsdecode(b"\xe9")) == [os.fsdecode(b"caf\xe9_front.png")]
+
+
+def test_batches_change_nothing(run, backs, monkeypatch):
+    run(backs, "--num-images", 2, "--seed", 3)
+    sizes, call = [], BackToFrontPipeline.__call__
+
+    def counted(self, back_image, **options):
+        sizes.append(len(back_image))
+        return call(self, back_image, **options)
+
+    monkeypatch.setattr(BackToFrontPipeline, "__call__", counted)
+    code, out, _ = run(backs, "--num-images", 2, "--seed", 3, "--batch-size", 4, "-o", "batched")
+    assert (code, out) == (0, "6 of 6 fronts were written to batched\n")
+    assert sizes == [4, 2]
+    assert written("batched") == written("fronts")
+    for name in written():
+        assert np.abs(pixels(f"fronts/{name}").astype(int) - pixels(f"batched/{name}")).max() <= 1
+
+
+def test_a_front_does_not_depend_on_the_other_pictures(run, backs):
+    run(backs)
+    run(backs / "cleo.webp", "-o", "alone")
+    assert np.array_equal(pixels("fronts/cleo_front.png"), pixels("alone/cleo_front.png"))
+
+
+def test_a_second_run_replaces_its_own_results(run, backs):
+    run(backs, "--sheet")
+    before = {name: Path("fronts", name).read_bytes() for name in written()}
+    assert run(backs, "--sheet", "--seed", 1)[0] == 0
+    assert written() == sorted(before)
+    assert all(Path("fronts", name).read_bytes() != before[name] for name in written())
+
+
+def test_the_sheet_shows_each_back_beside_its_fronts(run, backs):
+    Path(backs, "bad.png").write_bytes(b"")
+    code, _, _ = run(backs, "--sheet", "--num-images", 2)
+    assert code == 1
+    names = {"anna": "anna.png", "ben": "ben.jpg", "cleo": "cleo.webp"}
+    rows = [
+        [
+            PIL.Image.open(path).convert("RGB").resize((256, 256), PIL.Image.Resampling.BICUBIC)
+            for path in (backs / name, f"fronts/{stem}_front_1.png", f"fronts/{stem}_front_2.png")
+        ]
+        for stem, name in names.items()
+    ]
+    expected = picture_sheet(rows, ["back", "generated", "generated"])
+    assert np.array_equal(pixels("fronts/sheet.png"), np.asarray(expected))
+
+
+def test_no_sheet_unless_asked_for(run, backs):
+    run(backs / "anna.png")
+    assert written() == ["anna_front.png"]
+
+
+def test_one_front_to_one_file(run, backs):
+    code, out, _ = run(backs / "anna.png", "-o", "new/deep/her.PNG", "--sheet")
+    assert (code, out) == (0, "1 of 1 fronts were written to new/deep\n")
+    assert written("new/deep") == ["her.PNG", "her_sheet.png"]
+
+
+def test_a_folder_may_look_like_a_file(run, backs):
+    Path("odd.png").mkdir()
+    assert run(backs, "-o", "odd.png")[0] == 0
+    assert written("odd.png") == ["anna_front.png", "ben_front.png", "cleo_front.png"]
+
+
+# which pictures are meant
+
+
+def test_a_folder_stands_for_its_pictures_sorted(tmp_path):
+    for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "c.tiff"):
+        Path(tmp_path, name).touch()
+    Path(tmp_path, "folder.png").mkdir()
+    Path(tmp_path, "sub").mkdir()
+    Path(tmp_path, "sub", "d.png").touch()
+    assert cli.find_backs([str(tmp_path)]) == [tmp_path / "a.png", tmp_path / "b.JPG", tmp_path / "c.tiff"]
+
+
+def test_globs_are_expanded_and_pictures_come_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.png", "a.png", "a.jpg", "x[1].png"):
+        Path(name).touch()
+    Path("sub/deep").mkdir(parents=True)
+    Path("sub/c.png").touch()
+    Path("sub/deep/d.png").touch()
+    Path("link.png").symlink_to("a.png")
+    assert cli.find_backs(["b.png", "*.png", str(tmp_path / "a.jpg")]) == [
+        Path("b.png"),
+        Path("a.png"),
+        Path("x[1].png"),
+        tmp_path / "a.jpg",
+    ]
+    assert cli.find_backs(["x[1].png"]) == [Path("x[1].png")]
+    assert cli.find_backs(["**/d.png"]) == [Path("sub/deep/d.png")]
+    assert cli.find_backs(["su?"]) == [Path("sub/c.png")]
+
+
+def test_equal_names_get_different_results():
+    backs = [Path(name) for name in ("/a/x.png", "/b/x.png", "/b/X.jpg", "/b/x.gif", "/b/y.png", "/c/b_x.png")]
+    jobs, _ = cli.plan(backs, Path("out"), 1, False)
+    assert [job.result.name for job in jobs] == [
+        "x_front.png",
+        "b_x_front.png",
+        "X_2_front.png",
+        "x_3_front.png",
+        "y_front.png",
+        "c_b_x_front.png",
+    ]
+
+
+# pictures that cannot be used, and unusual ones that can
+
+
+def png(width, height, data=b""):
+    """A PNG file that promises this many px."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data or zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+
+
+def truncated(picture, path):
+    picture.save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+BAD = {
+    "text.png": lambda picture, path: path.write_text("not a picture"),
+    "empty.png": lambda picture, path: path.write_bytes(b""),
+    "truncated.jpg": truncated,
+    "truncated.png": truncated,
+    "pixel.png": lambda picture, path: picture.resize((1, 1)).save(path),
+    "ribbon.png": lambda picture, path: picture.resize((30_000, 10)).save(path),
+    "bomb.png": lambda picture, path: path.write_bytes(png(30_000, 30_000)),
+}
+
+
+def test_bad_pictures_are_reported_and_the_others_are_done(run, backs, drawn_backs):
+    for name, make in BAD.items():
+        make(drawn_backs[0], backs / name)
+    code, out, err = run(backs, "--num-images", 2, "--batch-size", 3)
+    assert code == 1
+    assert out == f"6 of {2 * (3 + len(BAD))} fronts were written to fronts\n"
+    assert written() == [f"{stem}_front_{k}.png" for stem in ("anna", "ben", "cleo") for k in (1, 2)]
+    lines = err.splitlines()
+    assert len(lines) == len(BAD)
+    for name in BAD:
+        assert sum(line.startswith("backshan: ") and str(backs / name) in line for line in lines) == 1
+
+
+def test_a_bad_picture_alone(run, backs):
+    Path(backs, "text.png").write_text("not a picture")
+    code, out, err = run(backs / "text.png", "--sheet")
+    assert (code, out) == (1, "0 of 1 fronts were written to fronts\n")
+    assert err.count("\n") == 1
+    assert written() == []
+
+
+def test_unusual_pictures_are_read(run, drawn_backs, pipeline):
+    back = drawn_backs[0].resize((60, 90))
+    sideways = PIL.Image.Exif()
+    sideways[0x0112] = 6
+    alpha = back.copy()
+    alpha.putalpha(PIL.Image.linear_gradient("L").resize(back.size))
+    os.mkdir("odd")
+    back.convert("CMYK").save("odd/cmyk.jpg")
+    PIL.Image.fromarray(np.asarray(back.convert("L")).astype(np.uint16) * 257).save("odd/grey16.png")
+    back.convert("P").save("odd/palette.png", transparency=3)
+    back.save("odd/animated.gif", save_all=True, append_images=drawn_backs[1:])
+    back.transpose(PIL.Image.Transpose.ROTATE_90).save("odd/rotated.png", exif=sideways)
+    alpha.save("odd/alpha.png")
+    code, _, err = run("odd")
+    assert (code, err) == (0, "")
+    assert len(written()) == 6
+    sizes = {PIL.Image.open(f"fronts/{name}").size for name in written()}
+    assert sizes == {pipeline(back).images[0].size}
+    on_white = PIL.Image.alpha_composite(PIL.Image.new("RGBA", back.size, "white"), alpha).convert("RGB")
+    for name, same in (("rotated", back), ("alpha", on_white), ("grey16", back.convert("L"))):
+        expected = pipeline(same, generator=seeded(0)).images[0]
+        assert np.array_equal(pixels(f"fronts/{name}_front.png"), np.asarray(expected))
+
+
+# arguments that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ["BACK"]),
+        (("nobody.png",), ["nobody.png", "does not exist"]),
+        (("no*.png",), ["no*.png", "does not exist"]),
+        (("",), ["empty name"]),
+        (("anna.png", "nobody.png"), ["nobody.png"]),
+        (("anna.png", "--steps", "0"), ["--steps", "'0'", "at least 1"]),
+        (("anna.png", "--steps", "2.5"), ["--steps"]),
+        (("anna.png", "--steps", "1001"), ["1000 timesteps"]),
+        (("anna.png", "--num-images", "0"), ["--num-images"]),
+        (("anna.png", "--batch-size", "-1"), ["--batch-size"]),
+        (("anna.png", "--seed", "-1"), ["--seed"]),
+        (("anna.png", "--seed", str(2**63)), ["--seed"]),
+        (("anna.png", "--seed", str(2**63 - 1), "--num-images", "2"), ["--seed"]),
+        (("anna.png", "--guidance", "nan"), ["--guidance"]),
+        (("anna.png", "--guidance", "inf"), ["--guidance"]),
+        (("anna.png", "--guidance", "-1"), ["--guidance"]),
+        (("anna.png", "--guidance", "much"), ["--guidance"]),
+        (("anna.png", "--device", "toaster"), ["toaster"]),
+        (("anna.png", "--device", ""), ["device"]),
+        (("anna.png", "--device", "cpu:1"), ["cpu:1"]),
+        (("anna.png", "--device", "meta"), ["meta", "not on this machine"]),
+        (("anna.png", "--device", "cuda:99"), ["cuda:99", "not on this machine"]),
+        (("anna.png", "--dtype", "int8"), ["--dtype", "float32"]),
+        (("anna.png", "--dtype", "float16"), ["float16", "CPU", "bfloat16"]),
+        (("anna.png", "--num", "2"), ["--num"]),
+        (("anna.png", "-o", "front.jpg"), ["front.jpg", "PNG"]),
+        (("anna.png", "-o", "front.png", "--num-images", "2"), ["front.png", "2 fronts"]),
+        (("anna.png", "ben.png", "-o", "front.png"), ["front.png", "2 fronts"]),
+        (("anna.png", "-o", "ben.png"), ["ben.png", "not written by backshan"]),
+        (("anna.png", "-o", "anna.png"), ["anna.png", "one of the backs"]),
+        (("anna.png", "-o", "anna.png/below"), ["anna.png/below", "written"]),
+        (("anna.png", "-o", "notes"), ["notes", "written"]),
+        (("anna.png", "-o", "/proc/fronts"), ["/proc/fronts"]),
+    ],
+)
+def test_unusable_arguments_are_refused_before_anything_is_done(run, drawn_backs, arguments, words):
+    drawn_backs[0].save("anna.png")
+    drawn_backs[1].save("ben.png")
+    Path("notes").write_text("mine")
+    before = {path: path.read_bytes() for path in Path().iterdir()}
+    assert refused(run(*arguments), *words)
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_an_empty_folder_is_refused(run):
+    os.mkdir("empty")
+    assert refused(run("empty"), "empty", "no pictures")
+    Path("empty", "notes.txt").write_text("no picture")
+    assert refused(run("empty"), "empty", "no pictures")
+    assert refused(run("emp*"), "emp*")
+
+
+def test_nothing_of_others_is_replaced(run, backs, drawn_backs):
+    os.mkdir("fronts")
+    drawn_backs[0].save("fronts/ben_front.png")
+    before = Path("fronts/ben_front.png").read_bytes()
+    assert refused(run(backs), "ben_front.png", "not written by backshan")
+    assert Path("fronts/ben_front.png").read_bytes() == before
+    assert written() == ["ben_front.png"]
+    os.remove("fronts/ben_front.png")
+    Path("fronts/sheet.png").mkdir()
+    assert refused(run(backs, "--sheet"), "sheet.png")
+    assert run(backs)[0] == 0
+
+
+def test_a_back_is_never_replaced(run, backs):
+    run(backs / "anna.png", "-o", backs)
+    assert refused(run(backs, "-o", backs), "anna_front.png", "one of the backs")
+
+
+def test_a_device_of_this_machine_is_found_by_default(backs, tiny_folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["generate", str(backs / "anna.png"), "--model", str(tiny_folder)]) == 0
+
+
+def test_a_negative_prompt_without_guidance_is_noticed(run, backs):
+    code, _, err = run(backs / "anna.png", "--negative-prompt", "a coat")
+    assert code == 0
+    assert err.count("\n") == 1
+    assert "the negative prompt does nothing at guidance 1" in err
+
+
+def test_a_prompt_of_500_words_is_cut_with_one_sentence(run, backs, pipeline):
+    words = " ".join(["coat"] * 500)
+    code, _, err = run(backs / "anna.png", "--prompt", words, "--guidance", 2)
+    assert code == 0
+    assert err == "backshan: the prompt has 2000 tokens: only the first 75 are used.\n"
+    expected = pipeline(backs / "anna.png", prompt=words[:500], guidance_scale=2, generator=seeded(0)).images[0]
+    assert np.array_equal(pixels("fronts/anna_front.png"), np.asarray(expected))
+    code, _, err = run(backs / "anna.png", "--negative-prompt", "x" * 76, "--guidance", 2)
+    assert (code, err) == (0, "backshan: the negative prompt has 76 tokens: only the first 75 are used.\n")
+    assert run(backs / "anna.png", "--prompt", "x" * 75)[2] == ""
+
+
+# models that cannot be used
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "nowhere", "/nowhere/at/all", "bad id/!!", "", "a/b/c"])
+def test_a_model_folder_that_does_not_exist(run, backs, model):
+    assert refused(run(backs, model=model), "does not exist")
+
+
+def test_a_repository_out_of_reach(run, backs):
+    assert refused(run(backs, model="nobody/nothing"), "nobody/nothing", "HF_HUB_OFFLINE")
+
+
+def test_a_folder_that_is_no_pipeline(run, backs):
+    assert refused(run(backs, model=backs), backs, "model_index.json")
+
+
+def test_a_model_without_weights(run, backs, tiny_folder):
+    shutil.copytree(tiny_folder, "model")
+    os.remove("model/unet/diffusion_pytorch_model.safetensors")
+    assert refused(run(backs, model="model"), "unet", "no weights")
+
+
+def test_a_model_with_a_pickle_only(run, backs, tiny_folder, pipeline):
+    shutil.copytree(tiny_folder, "model")
+    os.remove("model/unet/diffusion_pytorch_model.safetensors")
+    torch.save(pipeline.unet.state_dict(), "model/unet/diffusion_pytorch_model.bin")
+    assert refused(run(backs, model="model"), "unet", "pickle")
+
+
+def test_a_model_with_damaged_weights(run, backs, tiny_folder):
+    shutil.copytree(tiny_folder, "model")
+    weights = Path("model/unet/diffusion_pytorch_model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, out, err = run(backs, model="model")
+    assert (code, out) == (2, "")
+    assert err.startswith("backshan: the model model cannot be loaded: ")
+    assert err.count("\n") == 1
+
+
+def test_a_model_with_a_stock_controlnet(run, backs, tiny_folder, pipeline):
+    from diffusers import ControlNetModel
+
+    shutil.copytree(tiny_folder, "model")
+    ControlNetModel.from_pretrained(tiny_folder / "controlnet").save_pretrained("model/controlnet")
+    assert refused(run(backs, model="model"), "does not record how it reads a picture")
+
+
+# what happens to files when something goes wrong
+
+
+def test_a_full_disk_leaves_nothing_half_written(run, backs):
+    os.mkdir("fronts")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        code, out, err = run(backs, "--sheet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (code, out) == (1, "0 of 3 fronts were written to fronts\n")
+    assert err.count("cannot be written (File too large).") == 3
+    assert written() == []
+
+
+def command(*arguments):
+    """The command as a process, started here."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "backshan_diffusers", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_ctrl_c_keeps_what_is_finished(backs, tiny_folder, tmp_path):
+    out = tmp_path / "fronts"
+    process = command("generate", backs, "-o", out, "--model", tiny_folder, "--num-images", 500, "--steps", 20)
+    deadline = time.monotonic() + 400
+    while process.poll() is None and not list(out.glob("*.png")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 130
+    assert stdout == ""
+    names = written(out)
+    assert stderr == f"backshan: interrupted: {len(names)} of 1500 fronts were written to {out}.\n"
+    assert 1 <= len(names) < 1500
+    for name in names:
+        assert pixels(out / name).shape == (64, 64, 3)
+
+
+def test_ctrl_c_before_the_first_front(backs, tiny_folder, tmp_path):
+    process = command("generate", backs, "-o", tmp_path / "fronts", "--model", tiny_folder)
+    while process.poll() is None and not (tmp_path / "fronts").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert stderr == "backshan: interrupted before anything was written.\n"
+
+
+def test_two_runs_at_once_into_one_folder(run, backs, tiny_folder, tmp_path):
+    out = tmp_path / "shared"
+    options = ("--sheet", "--prompt", "x" * 500)
+    processes = [command("generate", backs, "-o", out, "--model", tiny_folder, *options) for _ in range(2)]
+    for process in processes:
+        _, stderr = process.communicate(timeout=400)
+        assert process.returncode == 0
+        assert stderr == "backshan: the prompt has 500 tokens: only the first 75 are used.\n"  # and no library's
+    run(backs, *options)
+    assert written(out) == written()
+    for name in written():
+        assert np.array_equal(pixels(out / name), pixels(f"fronts/{name}"))
+
+
+# the command itself
+
+
+def test_help_and_version_import_nothing_heavy():
+    check = (
+        "import sys\nfrom backshan_diffusers import cli\n"
+        "for arguments in (['--help'], ['generate', '--help'], ['--version']):\n"
+        "    try: cli.main(arguments)\n"
+        "    except SystemExit as ended: assert not ended.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'cv2', 'tqdm'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"backshan {backshan_diffusers.__version__}"
+
+
+def test_the_command_is_installed():
+    program = Path(sys.executable).with_name("backshan")
+    assert program.exists(), "the package is not installed here: run make test, or pip install -e ."
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"backshan {backshan_diffusers.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["draw"], ["--model", "mini"]])
+def test_a_command_is_required(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_libraries_are_as_loud_afterwards_as_before(run, backs):
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    run(backs / "anna.png")
+    assert [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries] == before
+    for library in libraries:
+        library.disable_progress_bar()
+    run(backs / "anna.png")
+    assert not any(library.is_progress_bar_enabled() for library in libraries)
+    for library, (_, with_bar) in zip(libraries, before, strict=True):
+        if with_bar:
+            library.enable_progress_bar()

@@ -1,0 +1,124 @@
+"""What users depend on. A change here is a decision: say so in the commit, and change this file with it."""
+
+import inspect
+
+import pytest
+
+import backshan_diffusers
+from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline, BackToFrontPipelineOutput, cli, data
+
+
+def options_of(parser):
+    """Every option string of a parser."""
+    return {string for action in parser._actions for string in action.option_strings}
+
+
+def commands():
+    """Names and parsers of the subcommands."""
+    return cli.build_parser()._subparsers._group_actions[0].choices
+
+
+def test_exports():
+    names = ["MINI", "__version__", "BackToFrontPipeline", "BackToFrontPipelineOutput"]
+    names += ["BackshanControlNetModel", "BackshanControlNetOutput"]
+    assert sorted(backshan_diffusers.__all__) == sorted(names)
+    assert dir(backshan_diffusers) == sorted(names)
+    for name in names:
+        assert getattr(backshan_diffusers, name) is not None
+    with pytest.raises(AttributeError, match="Nonsense"):
+        backshan_diffusers.Nonsense  # noqa: B018
+
+
+def test_commands():
+    assert list(commands()) == ["generate"]
+    assert options_of(cli.build_parser()) == {"-h", "--help", "--version"}
+
+
+def test_options_of_generate_and_their_defaults():
+    options = vars(cli.build_parser().parse_args(["generate", "back.png"]))
+    del options["run"]
+    assert options == {
+        "backs": ["back.png"],
+        "out": "fronts",
+        "model": "mini",
+        "num_images": 1,
+        "seed": 0,
+        "steps": None,
+        "guidance": None,
+        "prompt": None,
+        "negative_prompt": None,
+        "device": None,
+        "dtype": "float32",
+        "batch_size": 1,
+        "original_size": False,
+        "sheet": False,
+    }
+    long = {f"--{name.replace('_', '-')}" for name in options if name != "backs"}
+    assert options_of(commands()["generate"]) == {"-h", "--help", "-o", *long}
+
+
+def test_load_pairs():
+    assert list(inspect.signature(data.load_pairs).parameters) == ["source", "split", "size", "count"]
+    for name in ("split", "size", "count"):
+        parameter = inspect.signature(data.load_pairs).parameters[name]
+        assert (parameter.kind, parameter.default) == (parameter.KEYWORD_ONLY, parameter.empty)
+    assert list(data.SOURCES) == ["wardrobe"]
+    assert data.COLUMNS == (
+        "item_id",
+        "group_id",
+        "back",
+        "front",
+        "back_person",
+        "front_person",
+        "back_garments",
+        "front_garments",
+        "front_head",
+        "front_face",
+        "attributes",
+    )
+
+
+def test_fields_of_the_controlnets_config():
+    from diffusers import ControlNetModel
+
+    own = inspect.signature(BackshanControlNetModel).parameters
+    stock = inspect.signature(ControlNetModel).parameters
+    assert {name: own[name].default for name in own if name not in stock} == {
+        "conditioning": "rgb",
+        "mirror": True,
+        "image_size": 512,
+        "canny_low_threshold": 100,
+        "canny_high_threshold": 200,
+        "default_prompt": "Front side of the person",
+        "default_guidance_scale": 7.5,
+        "default_num_inference_steps": 50,
+    }
+    assert set(stock) <= set(own)
+    for name in ("from_unet", "from_controlnet", "control_features"):
+        assert callable(getattr(BackshanControlNetModel, name))
+
+
+def test_arguments_of_the_pipeline():
+    parameters = inspect.signature(BackToFrontPipeline.__call__).parameters
+    assert {name: parameters[name].default for name in parameters if name not in ("self", "kwargs")} == {
+        "back_image": inspect.Parameter.empty,
+        "prompt": None,
+        "conditioning": None,
+        "mirror": None,
+        "height": None,
+        "width": None,
+        "num_inference_steps": None,
+        "guidance_scale": None,
+        "negative_prompt": None,
+        "num_images_per_prompt": 1,
+        "prompt_embeds": None,
+        "negative_prompt_embeds": None,
+        "restore_size": False,
+        "output_type": "pil",
+        "return_dict": True,
+    }
+    assert list(inspect.signature(BackToFrontPipelineOutput).parameters) == [
+        "images",
+        "nsfw_content_detected",
+        "control_images",
+    ]

@@ -1,0 +1,147 @@
+"""Every code block of the README and the docs runs; links lead somewhere; the Japanese README says the same."""
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from backshan_diffusers import cli
+from backshan_diffusers.pictures import save_picture
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+MARK = re.compile(r"^<!-- not run", re.M)
+LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+NOT_RUN = 2
+"""Blocks that are marked as not run; another one should be a decision."""
+
+
+@dataclass
+class Block:
+    """A fenced block of a page."""
+
+    name: str
+    language: str
+    code: str
+    reason: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return [
+        Block(f"{page.name}-{number}", match["language"], match["code"], match["reason"])
+        for number, match in enumerate(found, start=1)
+    ]
+
+
+EVERY = [block for page in PAGES for block in blocks(page)]
+
+
+@pytest.fixture
+def folder_of_a_reader(tmp_path, monkeypatch, drawn_backs):
+    """The current folder has what the pages speak of: the repository's folders, and some pictures."""
+    for name in ("examples", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("photos", "more"):
+        (tmp_path / name).mkdir()
+    save_picture(drawn_backs[0], tmp_path / "back.png")
+    save_picture(drawn_backs[1], tmp_path / "photos/one.png")
+    drawn_backs[2].save(tmp_path / "more/two.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_of_the_page_run_from_top_to_bottom(page, folder_of_a_reader):
+    names = {"__name__": page.stem}
+    for block in blocks(page):
+        if block.reason is None and block.language == "python":
+            exec(compile(block.code, block.name, "exec"), names)
+        elif block.reason is None and block.language == "bash":
+            for line in block.code.replace("\\\n", " ").splitlines():
+                run_command(shlex.split(line, comments=True))
+
+
+def run_command(words: list[str]) -> None:
+    """Runs a command of a page, or the part of it that is quick: `make` and training run for minutes or hours."""
+    match words:
+        case []:
+            pass
+        case ["make", *targets]:
+            makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+            assert targets
+            for target in targets:
+                assert re.search(rf"^{re.escape(target)}:", makefile, re.M), f"make {target} does not exist"
+        case ["backshan", *arguments] | ["python", "-m", "backshan_diffusers", *arguments]:
+            try:
+                code = cli.main(arguments)
+            except SystemExit as ended:
+                code = ended.code
+            assert not code
+        case ["accelerate", "launch", script, *arguments]:
+            launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+            done = subprocess.run(
+                [*launch, script, *arguments, "--dry_run"], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+        case ["python", script, *arguments] if script.startswith("benchmarks/"):  # their own tests run them
+            done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+            for option in (word for word in arguments if word.startswith("--")):
+                assert re.search(rf"{option}\b", done.stdout), f"{script} has no {option}"
+        case ["mkdir", *_]:
+            pass
+        case _:
+            raise AssertionError(
+                f"the test does not know how to run {shlex.join(words)!r}: teach it, or mark the block"
+            )
+
+
+def test_blocks_that_are_not_run_are_counted():
+    assert sum(block.reason is not None for block in EVERY) == NOT_RUN
+    assert sum(len(MARK.findall(page.read_text(encoding="utf-8"))) for page in PAGES) == NOT_RUN
+
+
+def test_every_block_names_its_language():
+    for block in EVERY:
+        assert block.language in ("python", "bash", ""), block.name
+        if not block.language:  # diagrams and listings
+            assert not re.search(r"^(import|from|make|backshan|python|accelerate|pip)\b", block.code, re.M), block.name
+
+
+def test_the_readme_shows_what_matters():
+    codes = [block.code for block in blocks(ROOT / "README.md") if block.reason is None]
+    for command in ("make demo", "make test", "backshan generate", "from_pretrained(MINI)", "accelerate launch"):
+        assert any(command in code for code in codes), command
+
+
+def test_the_japanese_readme_has_the_same_code_and_pictures():
+    english, japanese = ROOT / "README.md", ROOT / "README.ja.md"
+    assert [block.code for block in blocks(japanese)] == [block.code for block in blocks(english)]
+    texts = [page.read_text(encoding="utf-8") for page in (english, japanese)]
+    pictures = [re.findall(r"!\[.*?\]\((.+?)\)", text) for text in texts]
+    assert pictures[0] == pictures[1]
+    assert [text.count("\n## ") for text in texts] == [texts[0].count("\n## ")] * 2
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.ja.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in (match["target"] for match in LINK.finditer(BLOCK.sub("", page.read_text(encoding="utf-8")))):
+        if target.startswith("https://"):
+            continue
+        path, _, heading = target.partition("#")
+        linked = (page.parent / path) if path else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.M)
+            assert heading in [re.sub(r"[^\w -]", "", each).strip().lower().replace(" ", "-") for each in headings]
+
+
+def test_every_page_is_reached_from_the_contents():
+    contents = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "index.md" or f"({page.name})" in contents, page.name
