@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..data import load_pairs
+from ..data.arrays import read_arrays
 
 SHARD = 256
 """Pictures whose latents are computed and kept together."""
@@ -66,7 +66,7 @@ def _write_pairs(paths: dict[str, Path], arguments: tuple, workers: int) -> None
     group_ids = []
     chunks = [(*arguments, start, min(start + 64, count)) for start in range(0, count, 64)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        bar = tqdm(pool.map(_read_chunk, chunks), total=len(chunks), desc=f"{source} {split} pairs", unit="64 pairs")
+        bar = tqdm(pool.map(read_arrays, chunks), total=len(chunks), desc=f"{source} {split} pairs", unit="64 pairs")
         for (*_, start, stop), (chunk_backs, chunk_fronts, chunk_groups) in zip(chunks, bar, strict=True):
             backs[start:stop], fronts[start:stop] = chunk_backs, chunk_fronts
             group_ids += chunk_groups
@@ -76,13 +76,6 @@ def _write_pairs(paths: dict[str, Path], arguments: tuple, workers: int) -> None
     fronts.flush()
     for name, path in paths.items():
         os.replace(pending[name], path)
-
-
-def _read_chunk(arguments: tuple) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    source, split, size, count, start, stop = arguments
-    rows = list(load_pairs(source, split=split, size=size, count=count)[start:stop])
-    pictures = [np.stack([np.asarray(row[view]) for row in rows]) for view in ("back", "front")]
-    return *pictures, [row["group_id"] for row in rows]
 
 
 def cache_latents(pairs: PairArrays, vae: AutoencoderKL, folder: Path, accelerator: Accelerator) -> torch.Tensor:
