@@ -62,7 +62,8 @@ def cosine_matrix(back_features: torch.Tensor, front_features: torch.Tensor) -> 
         features / (features.square().sum(dim=1, keepdim=True) + floor).sqrt()
         for features in (back_features.float(), front_features.float())
     ]
-    return units[0] @ units[1].T
+    # Not a matrix product: autocast would round that to 8 bits, and cosines near 1 would tie.
+    return torch.stack([(back * units[1]).sum(dim=1) for back in units[0]])
 
 
 # L_CE = -(1/B) sum_i log( exp(D_ii / tau) / sum_{j in N_i} exp(D_ij / tau) ),  N_i = {i} and every j of another group

@@ -130,7 +130,7 @@ def command_line(arguments: Sequence[str]) -> str:
 
     Of absolute paths to elsewhere only the name is kept: where they were is nobody's business.
     """
-    script = Path(sys.modules["__main__"].__file__ or "").resolve()
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
     return shlex.join(["python", *(_from_root(each) for each in [str(script), *arguments])])
 
 

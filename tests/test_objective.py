@@ -114,6 +114,20 @@ def test_gradients_stay_bounded_for_features_of_any_size(scale):
     assert float(back.grad.norm(dim=1).max()) <= 1 / (RMS_FLOOR * math.sqrt(width))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cosines_are_float32_also_under_autocast(dtype):
+    back, front = features(0).to(dtype), features(1).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        matrix = cosine_matrix(back, front)
+    assert matrix.dtype == torch.float32
+    torch.testing.assert_close(matrix, cosine_matrix(back.float(), front.float()))
+
+
+def test_the_floor_halves_the_cosine_of_features_of_its_own_size():
+    back = torch.full((1, 64), 1e-4)
+    assert float(cosine_matrix(back, back)) == pytest.approx(0.5)
+
+
 def test_one_zero_side_is_no_nan():
     matrix = cosine_matrix(torch.zeros(3, 10), features(1, 3, 10))
     assert torch.equal(matrix, torch.zeros(3, 3))

@@ -381,6 +381,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         trainer.train(lambda step: None)
 
 
+def test_a_broken_gradient_never_reaches_the_weights(tmp_path):
+    pipeline = tiny_pipeline()
+    weight = pipeline.unet.conv_in.weight
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = weight.detach().clone()
+
+    def make_batch(step, draws):
+        return {"latents": torch.ones(2, 4, 8, 8), "prompts": torch.zeros(2, 7, 16)}
+
+    stage = PriorStage(pipeline.unet, pipeline.scheduler)
+    trainer = StageTrainer(Accelerator(), stage, make_batch, config(tmp_path), "prior", tmp_path)
+    with pytest.raises(FloatingPointError, match="gradient norm of the unet is"):
+        trainer.train(lambda step: None)
+    assert torch.equal(weight, before)
+    assert checkpoint_steps(tmp_path) == []
+
+
 def test_an_unfinished_checkpoint_is_never_found(tmp_path):
     (tmp_path / "checkpoint-9.tmp").mkdir()
     accelerator = Accelerator()

@@ -172,7 +172,6 @@ class TrainingRun:
         packages = ("torch", "diffusers", "transformers", "accelerate", "numpy")
         record = {
             **asdict(config),
-            "model": {key: _plain(value) for key, value in asdict(config.model).items()},
             "stage": name,
             "processes": self.accelerator.num_processes,
             "packages": {package: version(package) for package in packages} | {"python": platform.python_version()},
@@ -198,7 +197,3 @@ def _latent_scaling(pipeline: BackToFrontPipeline, pairs: PairArrays, count: int
         for start in range(0, min(count, len(pairs.fronts)), 32)
     ]
     return round(1 / float(torch.cat(parts).std()), 6)
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value

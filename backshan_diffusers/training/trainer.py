@@ -106,15 +106,12 @@ class StageTrainer:
         batch = {name: _move(tensor, self.accelerator.device) for name, tensor in batch.items()}
         with self.accelerator.autocast():
             terms = self.module(batch, self.draws.generator(self.step, "noise"))
-        if not torch.isfinite(terms["loss"]):
-            raise FloatingPointError(
-                f"the loss is {float(terms['loss'])} at step {self.step}: lower learning_rate, or use full precision;"
-                f" the last checkpoint in {self.folder} is good."
-            )
+        self._check_finite("loss", terms["loss"])
         self.accelerator.backward(terms["loss"])
         terms = {name: term.detach() for name, term in terms.items()}
         for name, model in self.models.items():
             norm = self.accelerator.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+            self._check_finite(f"gradient norm of the {name}", norm)
             terms[f"grad_norm_{name}"] = norm
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -123,6 +120,14 @@ class StageTrainer:
             self.averages[name].step(model.parameters())
         self.step += 1
         return terms
+
+    def _check_finite(self, name: str, value: torch.Tensor) -> None:
+        """Stop before a broken value reaches the weights, and with them the next checkpoint."""
+        if not torch.isfinite(value):
+            raise FloatingPointError(
+                f"the {name} is {float(value)} at step {self.step}: lower learning_rate, or use full precision;"
+                f" the last checkpoint in {self.folder} is good."
+            )
 
     @contextmanager
     def averaged_weights(self):
