@@ -28,7 +28,7 @@ from backshan_diffusers.training.batches import (
 )
 from backshan_diffusers.training.caching import PairArrays, cache_latents, cache_pairs, to_pixels
 from backshan_diffusers.training.checkpoints import checkpoint_steps, save_checkpoint
-from backshan_diffusers.training.config import TrainingConfig, load_config
+from backshan_diffusers.training.config import STAGES, TrainingConfig, load_config
 from backshan_diffusers.training.run import TrainingRun
 from backshan_diffusers.training.stages import AutoencoderStage, ControlStage, PriorStage, diffuse
 from backshan_diffusers.training.trainer import StageTrainer, learning_rate_factor
@@ -445,7 +445,9 @@ def test_bad_configs_are_one_sentence(tmp_path, text, message):
 
 @pytest.mark.parametrize("name", [path.name for path in (ROOT / "examples" / "configs").glob("*.yaml")])
 def test_every_shipped_config_loads(name):
-    load_config(ROOT / "examples" / "configs" / name, output_dir="out")
+    config = load_config(ROOT / "examples" / "configs" / name, output_dir="out")
+    assert config.stage_names() == list(STAGES)
+    assert all(config.stage(stage).max_steps >= 1 for stage in STAGES)
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess:
