@@ -17,9 +17,10 @@ demo: $(VENV)/ready-demo ## front views of 8 drawn people: demo.png
 test: lint ## style and all tests
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-lint: $(VENV)/ready-test ## style alone
+lint: $(VENV)/ready-test ## style alone, and whether the tables in the docs are those of the result files
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/python benchmarks/update_docs.py --check
 
 format: $(VENV)/ready-test ## repair the style
 	$(VENV)/bin/ruff check --fix

@@ -100,7 +100,7 @@ def _add_generate(commands) -> None:
         description="Turns pictures of people seen from behind into pictures of the same people seen from the front. "
         "One PNG file is written for each front, with the model and all settings in its text chunks. "
         "Files of the same name that this command wrote before are replaced; any other file is left alone.",
-        epilog="exit codes: 0 all done, 1 some pictures could not be used, 2 unusable arguments, 130 interrupted",
+        epilog="exit codes: 0 all done, 1 some pictures missing or unusable, 2 unusable arguments, 130 interrupted",
     )
     parser.set_defaults(run=generate)
     add = parser.add_argument
@@ -148,58 +148,66 @@ def generate(options: argparse.Namespace) -> int:
     """`backshan generate`: arguments are judged before anything is done, pictures when their turn comes."""
     if options.seed + options.num_images - 1 > LARGEST_SEED:
         raise UnusableArgumentError(f"the seeds would go beyond {LARGEST_SEED}: give a smaller --seed.")
-    backs = find_backs(options.backs)
+    backs, left_out = find_backs(options.backs)
     jobs, sheet = plan(backs, Path(options.out), options.num_images, options.sheet)
     _check_targets([*(job.result for job in jobs), *([sheet] if sheet else [])], backs)
     _make_folder(jobs[0].result.parent)
     with _quiet_libraries():
         pipeline = load_pipeline(options.model, *_device_and_dtype(options.device, options.dtype))
         settings = _settings(pipeline, options)
-        return _run(pipeline, jobs, sheet, settings, options)
+        for sentence in left_out:
+            _report(sentence)
+        return max(_run(pipeline, jobs, sheet, settings, options), SOME_FAILED if left_out else DONE)
 
 
-def find_backs(arguments: Iterable[str]) -> list[Path]:
+def find_backs(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
     """The pictures that files, folders and globs stand for, in the order given, each once.
 
+    Returns:
+        The pictures, and a sentence about each argument, folder or link that stands for none, each once.
+
     Raises:
-        UnusableArgumentError: if one of the arguments stands for nothing.
+        UnusableArgumentError: if there are no pictures; its message is the first of those sentences.
     """
     found: dict[str, Path] = {}
+    left_out: list[str] = []
     for argument in arguments:
-        for path in _expand(argument):
-            found.setdefault(os.path.realpath(path), path)
-    return list(found.values())
+        paths, sentences = _expand(argument)
+        left_out += sentences
+        for path in paths:
+            if os.path.exists(path):
+                found.setdefault(os.path.realpath(path), path)
+            else:
+                left_out.append(f"{path} is a link that leads nowhere: point it to a picture, or remove it.")
+    if not found:
+        raise UnusableArgumentError(left_out[0])
+    return list(found.values()), list(dict.fromkeys(left_out))
 
 
-def _expand(argument: str) -> list[Path]:
-    path = Path(argument)
+def _expand(argument: str) -> tuple[list[Path], list[str]]:
+    """What one argument stands for, links that lead nowhere included, and sentences about what stands for nothing."""
     if not argument:
-        raise UnusableArgumentError("one of the pictures has an empty name: give a picture, a folder or a glob.")
-    if path.is_dir():
-        pictures = _pictures_in(path)
-        if not pictures:
-            raise UnusableArgumentError(f"the folder {path} holds no pictures: give one with JPEG or PNG files in it.")
-        return pictures
-    if path.exists():
-        return [path]
-    matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
-    pictures = [each for match in matches for each in (_pictures_in(match) if match.is_dir() else [match])]
-    if not pictures:
-        raise UnusableArgumentError(
-            f"{argument} does not exist: give a picture, a folder or a glob that matches some."
-        )
-    return pictures
+        return [], ["one of the pictures has an empty name: give a picture, a folder or a glob."]
+    paths, sentences = [], []
+    for match in [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True)):
+        try:
+            paths += _pictures_in(Path(match)) if os.path.isdir(match) else [Path(match)]
+        except OSError as error:
+            sentences.append(f"the folder {match} cannot be read ({error.strerror}): give one that can.")
+    if not paths and not sentences:
+        sentences = [
+            f"the folder {argument} holds no pictures: give one with JPEG or PNG files in it."
+            if os.path.isdir(argument)
+            else f"{argument} does not exist: give a picture, a folder or a glob that matches some."
+        ]
+    return paths, sentences
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise UnusableArgumentError(f"the folder {folder} cannot be read ({error.strerror}).") from error
     return [
         entry
-        for entry in entries
-        if entry.suffix.lower() in PICTURE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+        for entry in sorted(folder.iterdir())
+        if entry.suffix.lower() in PICTURE_SUFFIXES and not entry.name.startswith(".") and not os.path.isdir(entry)
     ]
 
 
@@ -460,11 +468,9 @@ def _load_backs(
     pipeline, jobs: Iterable[Job], options: argparse.Namespace, failed: set[Path], progress
 ) -> Iterator[tuple[Job, PIL.Image.Image]]:
     """Each job with its picture; the jobs of a picture that cannot be used are reported once and left out."""
-    from .pictures import PictureError, load_picture
+    from .pictures import PictureError, load_picture, pixels_to_decode
 
-    enough_pixels = (
-        None if options.original_size else 4 * pipeline.controlnet.config.image_size
-    )  # as the pipeline does
+    enough_pixels = pixels_to_decode(pipeline.controlnet.config.image_size, options.original_size)
     for path, group in itertools.groupby(jobs, key=lambda job: job.back):
         same_back = list(group)
         try:

@@ -6,7 +6,9 @@ import PIL.Image
 import torch
 
 CONDITIONINGS = ("canny", "rgb", "canny+rgb")
-"""What may enter the ControlNet; the names' parts give the channels in their order, three for each part."""
+"""What may enter the ControlNet; the names' parts give the channels in their order."""
+
+CHANNELS_PER_PART = 3
 
 CANNY_LOW_THRESHOLD = 100
 CANNY_HIGH_THRESHOLD = 200
@@ -15,7 +17,18 @@ CANNY_HIGH_THRESHOLD = 200
 
 def conditioning_channels(conditioning: str) -> int:
     """Number of channels of a control tensor: 3 for `canny` and `rgb`, 6 for `canny+rgb`."""
-    return 3 * len(_parts(conditioning))
+    return CHANNELS_PER_PART * len(conditioning_parts(conditioning))
+
+
+def conditioning_parts(conditioning: str) -> list[str]:
+    """What lies side by side in a control tensor, in the order of its channels: `["canny", "rgb"]` for `canny+rgb`.
+
+    Raises:
+        ValueError: if `conditioning` is none of `CONDITIONINGS`.
+    """
+    if conditioning not in CONDITIONINGS:
+        raise ValueError(f"conditioning is {conditioning!r}: choose one of {', '.join(CONDITIONINGS)}.")
+    return conditioning.split("+")
 
 
 def control_image(
@@ -40,7 +53,7 @@ def control_image(
     Returns:
         `torch.Tensor`: `(C, H, W)`, float32 in [0, 1]; three equal Canny channels, and R, G, B, in the name's order.
     """
-    parts = _parts(conditioning)
+    parts = conditioning_parts(conditioning)
     pixels = np.asarray(picture)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(
@@ -53,7 +66,7 @@ def control_image(
     for part in parts:
         if part == "canny":
             edges = cv2.Canny(pixels, canny_low_threshold, canny_high_threshold)
-            channels.append(np.repeat(edges[:, :, None], 3, axis=2))
+            channels.append(np.repeat(edges[:, :, None], CHANNELS_PER_PART, axis=2))
         else:
             channels.append(pixels)
     stacked = np.concatenate(channels, axis=2).transpose(2, 0, 1)
@@ -67,11 +80,5 @@ def control_picture(control: torch.Tensor, conditioning: str) -> PIL.Image.Image
             f"a {conditioning} control tensor has {conditioning_channels(conditioning)} x H x W values:"
             f" give one of that shape, not {tuple(control.shape)}."
         )
-    side_by_side = torch.cat(control.detach().cpu().float().split(3), dim=2)
+    side_by_side = torch.cat(control.detach().cpu().float().split(CHANNELS_PER_PART), dim=2)
     return PIL.Image.fromarray((side_by_side * 255).round().byte().permute(1, 2, 0).numpy())
-
-
-def _parts(conditioning: str) -> list[str]:
-    if conditioning not in CONDITIONINGS:
-        raise ValueError(f"conditioning is {conditioning!r}: choose one of {', '.join(CONDITIONINGS)}.")
-    return conditioning.split("+")

@@ -66,9 +66,13 @@ def cosine_matrix(back_features: torch.Tensor, front_features: torch.Tensor) -> 
     return torch.stack([(back * units[1]).sum(dim=1) for back in units[0]])
 
 
-# L_CE = -(1/B) sum_i log( exp(D_ii / tau) / sum_{j in N_i} exp(D_ij / tau) ),  N_i = {i} and every j of another group
+# L_CE = -(1/|S|) sum_{i in S} log( exp(D_ii / tau) / sum_{j in N_i} exp(D_ij / tau) ),
+# S the items whose back is shown, N_i = {i} and every j of another group
 def contrastive_cross_entropy(
-    similarities: torch.Tensor, temperature: float = 1.0, group_ids: torch.Tensor | None = None
+    similarities: torch.Tensor,
+    temperature: float = 1.0,
+    group_ids: torch.Tensor | None = None,
+    shown: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Softmax cross entropy over the rows of a similarity matrix, with the diagonal as the target.
 
@@ -76,16 +80,18 @@ def contrastive_cross_entropy(
         similarities: `B x B`.
         temperature: tau > 0.
         group_ids: `B` integers; items of one group are never negatives of each other. None: all are.
+        shown: `B` booleans, false where the back was blanked: its row has nothing to find. None: all are shown.
 
     Returns:
-        A scalar: log B where nothing is told apart, towards 0 where every pair is found.
+        A scalar: log B where nothing is told apart, towards 0 where every pair is found; 0 where no back is shown.
     """
     logits = similarities / temperature
     if group_ids is not None:
         same_group = group_ids[:, None] == group_ids[None, :]
         others = same_group & ~torch.eye(len(group_ids), dtype=torch.bool, device=group_ids.device)
         logits = logits.masked_fill(others, float("-inf"))
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+    losses = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
+    return _mean_over(losses, shown)
 
 
 # L = L_MSE + lambda L_CE
@@ -96,17 +102,26 @@ def backshan_loss(
     back_features: torch.Tensor | None = None,
     front_features: torch.Tensor | None = None,
     group_ids: torch.Tensor | None = None,
+    shown: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """The whole loss and its terms, each a scalar, under `loss`, `mse` and, where it is weighed, `cross_entropy`."""
     mse = noise_mse(prediction, target)
     if not objective.contrastive_weight:
         return {"loss": mse, "mse": mse}
     similarities = cosine_matrix(back_features, front_features)
-    cross_entropy = contrastive_cross_entropy(similarities, objective.temperature, group_ids)
+    cross_entropy = contrastive_cross_entropy(similarities, objective.temperature, group_ids, shown)
     return {"loss": mse + objective.contrastive_weight * cross_entropy, "mse": mse, "cross_entropy": cross_entropy}
 
 
-# acc = (1/B) #{ i : argmax_j D_ij = i }
-def pair_accuracy(similarities: torch.Tensor) -> torch.Tensor:
-    """Share of backs whose own front is the most similar one; chance is 1 / B."""
-    return (similarities.argmax(dim=1) == torch.arange(len(similarities), device=similarities.device)).float().mean()
+# acc = (1/|S|) #{ i in S : argmax_j D_ij = i }
+def pair_accuracy(similarities: torch.Tensor, shown: torch.Tensor | None = None) -> torch.Tensor:
+    """Share of the shown backs whose own front is the most similar one; chance is 1 / B."""
+    found = similarities.argmax(dim=1) == torch.arange(len(similarities), device=similarities.device)
+    return _mean_over(found.float(), shown)
+
+
+def _mean_over(values: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
+    """Mean of the chosen ones of `B` values, 0 if there are none."""
+    if chosen is None:
+        return values.mean()
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)

@@ -68,6 +68,11 @@ def load_picture(source: Any, enough_pixels: int | None = None) -> PIL.Image.Ima
     )
 
 
+def pixels_to_decode(side: int, restore_size: bool) -> int | None:
+    """`enough_pixels` for a picture that goes on a square of `side` px; `None` (all) where its size is restored."""
+    return None if restore_size else 4 * side
+
+
 def _load_file(path: Path, enough_pixels: int | None) -> PIL.Image.Image:
     if not path.is_file():
         raise PictureError(f"{path} is not a file: give the path of a picture, such as a JPEG or PNG file.")

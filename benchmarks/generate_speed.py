@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 import torch
-from report import Parser, Table, open_pipeline, output_file, positive, publish
+from report import Parser, Table, open_pipeline, output_file, peak_memory_mib, positive, publish
 
 from backshan_diffusers import MINI, BackToFrontPipeline
 from backshan_diffusers.data import load_pairs
@@ -31,7 +31,7 @@ def parse(arguments: Sequence[str]) -> tuple[Parser, argparse.Namespace]:
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, write what was asked for."""
     parser, options = parse(arguments)
-    before_loading = peak_memory_mib()
+    before_loading = peak_memory_mib(resource.getrusage(resource.RUSAGE_SELF))
     begin = time.perf_counter()
     pipeline = open_pipeline(parser, options.model)
     loading_s = time.perf_counter() - begin
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         "threads": torch.get_num_threads(),
         "loading_s": loading_s,
         "peak_memory_before_loading_mib": before_loading,
-        "peak_memory_mib": peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib(resource.getrusage(resource.RUSAGE_SELF)),
         "timings": timings,
     }
     publish([table(results)], results, arguments, None, options.json)
@@ -71,12 +71,6 @@ def per_image(seconds: list[float], batch_size: int) -> dict[str, float]:
     """Median, fastest and slowest call, in s for each image."""
     values = {"median_s": statistics.median(seconds), "fastest_s": min(seconds), "slowest_s": max(seconds)}
     return {name: value / batch_size for name, value in values.items()}
-
-
-def peak_memory_mib() -> float:
-    """The most memory this process has held so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def table(results: dict) -> Table:

@@ -4,7 +4,6 @@ python benchmarks/mini_quality.py --json benchmarks/results/mini_quality.json
 """
 
 import argparse
-import functools
 import hashlib
 import json
 import sys
@@ -14,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from report import Parser, Table, open_pipeline, output_file, positive, publish, write_text
+from report import ROOT, Parser, Table, cores, open_pipeline, output_file, positive, publish, write_text
 
 from backshan_diffusers import MINI
 from backshan_diffusers.data import load_pairs
+from backshan_diffusers.data.wardrobe import HAIR_SIDE, OUTFIT_SIDES, Wardrobe
 from backshan_diffusers.evaluation import (
     METRICS,
     GeneratedFront,
@@ -27,11 +27,13 @@ from backshan_diffusers.evaluation import (
     summarise,
     summarise_sides,
 )
-from backshan_diffusers.evaluation.sides import HAIR_SIDE, OUTFIT_SIDES, other_side_fronts
 from backshan_diffusers.pictures import picture_sheet, save_picture
+from backshan_diffusers.training.config import load_config
 
 GENERATED, MIRRORED = "generated", "mirrored back"
 SHEET_ITEMS, SHEET_COLUMNS = 32, 4
+RECIPE = ROOT / "examples" / "configs" / "mini.yaml"
+"""The config that `mini` was trained with."""
 SMALLEST_SUBSET = 15
 """Subsets with fewer items are left out of the table: their intervals say nothing."""
 
@@ -60,8 +62,8 @@ def parse(arguments: Sequence[str]) -> tuple[Parser, argparse.Namespace]:
     parser.add_argument(
         "--train-count",
         type=positive,
-        default=10_000,
-        help="pairs that the nearest is sought among (default: %(default)s)",
+        default=load_config(RECIPE, output_dir="unused").train_pairs,
+        help="training pairs that the nearest is sought among (default: %(default)s, all that mini was trained on)",
     )
     parser.add_argument(
         "--batch-size", type=positive, default=16, help="fronts generated at once (default: %(default)s)"
@@ -90,12 +92,12 @@ def main(arguments: Sequence[str]) -> None:
     systems = {
         GENERATED: GeneratedFront(pipeline, options.seed, options.steps),
         MIRRORED: MirroredBack(),
-        "nearest training front": NearestTrainingFront(training_rows),
+        "nearest training front": NearestTrainingFront(training_rows, cores()),
         "blank back": GeneratedFront(pipeline, options.seed, options.steps, blank=True),
     }
     records, triples = [], []
     shown = set(np.linspace(0, len(rows) - 1, min(SHEET_ITEMS, len(rows))).round().astype(int).tolist())
-    other_sides = functools.partial(other_side_fronts, options.split, size)
+    other_sides = Wardrobe(options.split, size).other_side_fronts
     for row, fronts, record in measure(rows, systems, options.batch_size, other_sides):
         if len(records) in shown:
             triples.append([row["back"], PIL.Image.fromarray(fronts[GENERATED]), row["front"]])

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
             parser.error(f"{file}: {error}")
         if after != before:
             stale = True
-            print(f"{file.name} {'is out of date' if options.check else 'updated'}")
+            print(f"{file.name} {'is out of date: run benchmarks/update_docs.py' if options.check else 'updated'}")
             if not options.check:
                 write_text(file, after)
     if options.check and stale:

@@ -6,12 +6,13 @@ Any field of the config may follow as `--field value`. To resume, run the same c
 import argparse
 import sys
 from dataclasses import asdict, fields
-from typing import get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from accelerate import PartialState
 
-from backshan_diffusers.training.config import TrainingConfig, load_config
+from backshan_diffusers.training.config import ConfigError, TrainingConfig, load_config
 from backshan_diffusers.training.run import TrainingRun
 
 
@@ -22,15 +23,15 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[TrainingConfig,
     parser.add_argument("--dry_run", action="store_true", help="Print the config and the models' sizes, and stop.")
     hints = get_type_hints(TrainingConfig)
     for entry in fields(TrainingConfig):
-        kind = hints[entry.name] if entry.name != "base_model" else str
-        if kind in _SCALARS:
-            parser.add_argument(f"--{entry.name}", type=_SCALARS[kind], help=entry.metadata["help"])
+        if (reader := _READERS.get(_without_none(hints[entry.name]))) is not None:
+            parser.add_argument(f"--{entry.name}", type=reader, help=entry.metadata["help"])
     values = vars(parser.parse_args(arguments))
     config_file, dry_run = values.pop("config"), values.pop("dry_run")
-    try:
-        return load_config(config_file, **{key: value for key, value in values.items() if value is not None}), dry_run
-    except (ValueError, TypeError) as error:
-        parser.error(str(error))
+    return load_config(config_file, **{key: value for key, value in values.items() if value is not None}), dry_run
+
+
+def _without_none(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is UnionType else hint
 
 
 def _switch(text: str) -> bool:
@@ -39,7 +40,7 @@ def _switch(text: str) -> bool:
     return text.lower() == "true"
 
 
-_SCALARS = {str: str, int: int, float: float, bool: _switch}
+_READERS = {str: str, int: int, float: float, bool: _switch}
 
 
 def show(config: TrainingConfig) -> None:
@@ -53,12 +54,15 @@ def show(config: TrainingConfig) -> None:
 
 def main() -> int:
     """Train, or show what would be trained."""
-    config, dry_run = parse_arguments()
-    if dry_run:
-        show(config)
-        return 0
     try:
+        config, dry_run = parse_arguments()
+        if dry_run:
+            show(config)
+            return 0
         finished = TrainingRun(config).run()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
     except FloatingPointError as error:
         print(error, file=sys.stderr)
         return 1

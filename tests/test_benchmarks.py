@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import yaml
+from diffusers import ControlNetModel
 from tiny import tiny_pipeline
 
 from backshan_diffusers.data import load_pairs
@@ -18,6 +21,7 @@ from backshan_diffusers.evaluation import METRICS, GeneratedFront, NearestTraini
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SYSTEMS = ["generated", "mirrored back", "nearest training front", "blank back"]
+IDENTITY = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]  # for git commit
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +113,12 @@ def test_the_sheet_is_chosen_by_index(model, tmp_path, monkeypatch):
     assert all(triple[1] not in triple[::2] for triple in shown)
 
 
+def test_the_nearest_front_is_sought_among_all_pairs_of_the_recipe():
+    recipe = yaml.safe_load((BENCHMARKS.parent / "examples" / "configs" / "mini.yaml").read_text())
+    _, options = script("mini_quality").parse([])
+    assert options.train_count == recipe["train_pairs"]
+
+
 def test_a_verdict_needs_an_interval_without_zero_and_knows_the_direction():
     cell = script("mini_quality").difference_cell
     win_rate = {"mean": 0.9}
@@ -197,10 +207,10 @@ def test_unusable_counts_are_refused(model, capsys):
 
 def test_a_stock_controlnet_is_refused(tmp_path, capsys):
     pipeline = tiny_pipeline()
+    channels = pipeline.controlnet.config.conditioning_embedding_out_channels
+    stock = ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=channels)
+    pipeline.register_modules(controlnet=stock)
     pipeline.save_pretrained(tmp_path)
-    config = tmp_path / "controlnet" / "config.json"
-    recorded = json.loads(config.read_text())
-    config.write_text(json.dumps({**recorded, "_class_name": "ControlNetModel"}))
     assert "has a stock ControlNet" in refused("generate_speed", capsys, "--model", str(tmp_path))
 
 
@@ -230,6 +240,93 @@ def test_wardrobe_speed_refuses_a_size_that_cannot_be_drawn(capsys):
     assert "size must be a whole number from 64 to 1024" in refused("wardrobe_speed", capsys, "--sizes", "2000")
 
 
+MAKEFILE = """
+demo test: .venv/ready
+	test ! -e result
+	test -d a.egg-info
+	test "$$PIP_NO_CACHE_DIR [$$PYTHONPATH]" = "1 []"
+	touch result
+	echo $@ >> {log}
+.venv/ready:
+	mkdir .venv a.egg-info
+	sleep 0.5
+	{python} -c 'b"1" * (200 << 20)'
+	echo install >> {log}
+	touch $@
+"""
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A folder with the script and a Makefile, both committed, and without one afterwards."""
+    folder = tmp_path / "repository"
+    (folder / "benchmarks").mkdir(parents=True)
+    for name in ("fresh_clone.py", "report.py"):
+        shutil.copy(BENCHMARKS / name, folder / "benchmarks")
+    (folder / "Makefile").write_text(MAKEFILE.format(log=tmp_path / "log", python=sys.executable))
+    for command in (["init", "-q"], ["add", "."], [*IDENTITY, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    (folder / "Makefile").write_text("")  # what is not committed is not in a clone
+    return folder
+
+
+def fresh_clone(repository, *arguments, **variables):
+    """Run the script of a repository as from a shell; nothing may be left in the folder for temporary files."""
+    temporary = repository.parent / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": "/elsewhere", **variables}
+    command = [sys.executable, str(repository / "benchmarks" / "fresh_clone.py"), *arguments]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert os.listdir(temporary) == []
+    return run
+
+
+def test_fresh_clone_measures_the_commit_with_and_without_the_installation(repository, tmp_path):
+    path = tmp_path / "clone.json"
+    run = fresh_clone(repository, "--targets", "demo", "test", "--json", str(path))
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "log").read_text().split() == ["install", "demo", "demo", "install", "test", "test"]
+
+    report = json.loads(path.read_text())
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True).stdout
+    assert report["results"]["commit"] == report["commit"] == commit.strip()
+    runs = report["results"]["runs"]
+    assert [(each["target"], each["installs"]) for each in runs] == [
+        *(("demo", True), ("demo", False)),
+        *(("test", True), ("test", False)),
+    ]
+    for each in runs:
+        assert (0.5 if each["installs"] else 0) < each["seconds"] < 60
+        assert (each["peak_memory_mib"] > 200) is each["installs"]  # so one run's peak is not in the next one's
+    (table,) = report["tables"]
+    assert [row[:2] for row in table["rows"]][:2] == [["demo", "with downloads"], ["demo", "there already"]]
+    assert "largest single process" in table["columns"][3]
+    assert run.stdout.splitlines()[0] == f"`make` in a fresh clone of {commit[:7]}"
+    assert len(run.stdout.splitlines()) == 7
+
+
+def test_fresh_clone_says_what_failed(repository, tmp_path):
+    subprocess.run(["git", *IDENTITY, "commit", "-q", "-a", "-m", "no rules"], cwd=repository, check=True)
+    path = tmp_path / "clone.json"
+    run = fresh_clone(repository, "--json", str(path))
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1] == "fresh_clone.py: `make demo` ended with 2: what it printed above says why."
+    assert len(run.stderr.splitlines()) > 1
+    assert not path.exists()
+
+
+def test_fresh_clone_needs_a_commit_and_make(repository, tmp_path, capsys):
+    (tmp_path / "git").symlink_to(shutil.which("git"))
+    run = fresh_clone(repository, PATH=str(tmp_path))
+    assert (run.returncode, run.stderr) == (2, "fresh_clone.py: make was not found: install it.\n")
+    (tmp_path / "temporary").rmdir()
+    shutil.rmtree(repository / ".git")
+    run = fresh_clone(repository, GIT_CEILING_DIRECTORIES=str(tmp_path))
+    assert run.returncode == 2
+    assert "has no commit to clone: run this in a git repository" in run.stderr
+    assert "choose from" in refused("fresh_clone", capsys, "--targets", "clean")
+
+
 def test_a_report_says_how_it_came_about_and_names_no_folder_elsewhere(tmp_path, monkeypatch, capsys):
     report = script("report")
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(BENCHMARKS / "mini_quality.py"), raising=False)
@@ -254,9 +351,8 @@ def test_a_commit_is_recorded_only_where_there_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert report.git_state() == (None, None)
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
     (tmp_path / "file").write_text("1")
-    for command in (["init", "-q"], ["add", "file"], [*identity, "commit", "-q", "-m", "first"]):
+    for command in (["init", "-q"], ["add", "file"], [*IDENTITY, "commit", "-q", "-m", "first"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     commit, modified = report.git_state()
     assert len(commit) == 40
@@ -302,12 +398,13 @@ def docs(tmp_path):
     return page, results
 
 
-def test_update_docs_fills_the_blocks_and_nothing_else(docs):
+def test_update_docs_fills_the_blocks_and_nothing_else(docs, capsys):
     page, results = docs
     update = script("update_docs").main
     with pytest.raises(SystemExit) as stop:
         update([str(page), "--results", str(results), "--check"])
     assert stop.value.code == 1
+    assert capsys.readouterr().out == "page.md is out of date: run benchmarks/update_docs.py\n"
     assert "old" in page.read_text()
     update([str(page), "--results", str(results)])
     text = page.read_text()
@@ -329,3 +426,9 @@ def test_update_docs_says_what_is_missing(docs, capsys):
     page.write_text("<!-- results:memory -->\n<!-- /results -->\n")
     script("update_docs").main([str(page), "--results", str(results)])
     assert "Not measured yet: `memory.json` does not exist." in page.read_text()
+
+
+def test_lint_looks_for_stale_tables():
+    run = subprocess.run(["make", "--dry-run", "lint"], cwd=BENCHMARKS.parent, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "benchmarks/update_docs.py --check" in run.stdout

@@ -263,7 +263,7 @@ def test_a_folder_stands_for_its_pictures_sorted(tmp_path):
     Path(tmp_path, "folder.png").mkdir()
     Path(tmp_path, "sub").mkdir()
     Path(tmp_path, "sub", "d.png").touch()
-    assert cli.find_backs([str(tmp_path)]) == [tmp_path / "a.png", tmp_path / "b.JPG", tmp_path / "c.tiff"]
+    assert cli.find_backs([str(tmp_path)]) == ([tmp_path / "a.png", tmp_path / "b.JPG", tmp_path / "c.tiff"], [])
 
 
 def test_globs_are_expanded_and_pictures_come_once(tmp_path, monkeypatch):
@@ -274,15 +274,40 @@ def test_globs_are_expanded_and_pictures_come_once(tmp_path, monkeypatch):
     Path("sub/c.png").touch()
     Path("sub/deep/d.png").touch()
     Path("link.png").symlink_to("a.png")
-    assert cli.find_backs(["b.png", "*.png", str(tmp_path / "a.jpg")]) == [
-        Path("b.png"),
-        Path("a.png"),
-        Path("x[1].png"),
-        tmp_path / "a.jpg",
+    expected = [Path("b.png"), Path("a.png"), Path("x[1].png"), tmp_path / "a.jpg"]
+    assert cli.find_backs(["b.png", "*.png", str(tmp_path / "a.jpg")]) == (expected, [])
+    assert cli.find_backs(["x[1].png"]) == ([Path("x[1].png")], [])
+    assert cli.find_backs(["**/d.png"]) == ([Path("sub/deep/d.png")], [])
+    assert cli.find_backs(["su?"]) == ([Path("sub/c.png")], [])
+
+
+def test_what_stands_for_no_picture_is_told_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("closed", "empty", "open"):
+        Path(name).mkdir()
+    Path("open/a.png").touch()
+    Path("open/link.png").symlink_to("../nowhere.png")
+
+    def iterdir(folder, really=Path.iterdir):  # root may read every folder, so that permissions cannot be tested
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return really(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    closed = "the folder closed cannot be read (Permission denied): give one that can."
+    link = "open/link.png is a link that leads nowhere: point it to a picture, or remove it."
+    assert cli.find_backs(["open", "open/*.png", "open/link.png"]) == ([Path("open/a.png")], [link])
+    assert cli.find_backs(["[co]*"]) == ([Path("open/a.png")], [closed, link])
+    told = cli.find_backs(["no*.png", "empty", "", "open/a.png", "nobody.png", "closed", "nobody.png"])
+    assert told[0] == [Path("open/a.png")]
+    assert [sentence.partition(":")[0] for sentence in told[1]] == [
+        "no*.png does not exist",
+        "the folder empty holds no pictures",
+        "one of the pictures has an empty name",
+        "nobody.png does not exist",
+        "the folder closed cannot be read (Permission denied)",
     ]
-    assert cli.find_backs(["x[1].png"]) == [Path("x[1].png")]
-    assert cli.find_backs(["**/d.png"]) == [Path("sub/deep/d.png")]
-    assert cli.find_backs(["su?"]) == [Path("sub/c.png")]
+    assert all(sentence.endswith(".") for sentence in told[1])
 
 
 def test_equal_names_get_different_results():
@@ -340,6 +365,16 @@ def test_bad_pictures_are_reported_and_the_others_are_done(run, backs, drawn_bac
         assert sum(line.startswith("backshan: ") and str(backs / name) in line for line in lines) == 1
 
 
+def test_missing_pictures_are_reported_and_the_others_are_done(run, backs):
+    Path(backs, "lost.png").symlink_to("nowhere.png")
+    code, out, err = run("nobody.png", backs, "--sheet")
+    assert (code, out) == (1, "3 of 3 fronts were written to fronts\n")
+    assert written() == ["anna_front.png", "ben_front.png", "cleo_front.png", "sheet.png"]
+    nobody, lost = err.splitlines()
+    assert nobody == "backshan: nobody.png does not exist: give a picture, a folder or a glob that matches some."
+    assert lost.startswith(f"backshan: {backs / 'lost.png'} is a link that leads nowhere: ")
+
+
 def test_a_bad_picture_alone(run, backs):
     Path(backs, "text.png").write_text("not a picture")
     code, out, err = run(backs / "text.png", "--sheet")
@@ -382,7 +417,8 @@ def test_unusual_pictures_are_read(run, drawn_backs, pipeline):
         (("nobody.png",), ["nobody.png", "does not exist"]),
         (("no*.png",), ["no*.png", "does not exist"]),
         (("",), ["empty name"]),
-        (("anna.png", "nobody.png"), ["nobody.png"]),
+        (("nobody.png", "noone.png"), ["nobody.png", "does not exist"]),
+        (("anna.png", "nobody.png", "--steps", "1001"), ["1000 timesteps"]),
         (("anna.png", "--steps", "0"), ["--steps", "'0'", "at least 1"]),
         (("anna.png", "--steps", "2.5"), ["--steps"]),
         (("anna.png", "--steps", "1001"), ["1000 timesteps"]),
@@ -428,6 +464,8 @@ def test_an_empty_folder_is_refused(run):
     Path("empty", "notes.txt").write_text("no picture")
     assert refused(run("empty"), "empty", "no pictures")
     assert refused(run("emp*"), "emp*")
+    Path("empty", "lost.png").symlink_to("nowhere.png")
+    assert refused(run("empty"), "lost.png", "leads nowhere")
 
 
 def test_nothing_of_others_is_replaced(run, backs, drawn_backs):
@@ -515,7 +553,8 @@ def test_a_model_with_a_stock_controlnet(run, backs, tiny_folder, pipeline):
     from diffusers import ControlNetModel
 
     shutil.copytree(tiny_folder, "model")
-    ControlNetModel.from_pretrained(tiny_folder / "controlnet").save_pretrained("model/controlnet")
+    stock = ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(4, 4, 4, 8))
+    stock.save_pretrained("model/controlnet")
     assert refused(run(backs, model="model"), "does not record how it reads a picture")
 
 

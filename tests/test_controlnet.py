@@ -25,10 +25,11 @@ def every(output) -> list[torch.Tensor]:
     return [*output.down_block_res_samples, output.mid_block_res_sample]
 
 
-def stock_controlnet(conditioning_channels: int = 3) -> ControlNetModel:
+def stock_controlnet(conditioning_channels: int = 3, channel_order: str = "rgb") -> ControlNetModel:
     torch.manual_seed(3)
     stock = ControlNetModel.from_unet(
         tiny_unet(),
+        controlnet_conditioning_channel_order=channel_order,
         conditioning_embedding_out_channels=TINY.condition_channels,
         conditioning_channels=conditioning_channels,
     )
@@ -60,6 +61,20 @@ def test_from_unet_copies_the_encoder_and_starts_at_zero():
     assert all(residual.abs().max() == 0 for residual in every(model(**inputs())))
 
 
+def test_from_unet_can_take_the_shape_alone():
+    unet = tiny_unet()
+    encoders = []
+    for load_weights in (True, False):
+        model = BackshanControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=TINY.condition_channels, load_weights_from_unet=load_weights
+        )
+        encoders.append(model.down_blocks.state_dict())
+    expected = unet.down_blocks.state_dict()
+    copied, fresh = ([torch.equal(weights[name], expected[name]) for name in expected] for weights in encoders)
+    assert all(copied) and not all(fresh)
+    assert all(fresh_weight.shape == expected[name].shape for name, fresh_weight in encoders[1].items())
+
+
 def test_what_is_recorded_comes_back(tmp_path):
     recorded = {
         "conditioning": "canny+rgb",
@@ -85,9 +100,10 @@ def test_unknown_fields_are_refused_by_name():
         BackshanControlNetModel.from_unet(tiny_unet(), mirrored=True)
 
 
+@pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
 @pytest.mark.parametrize("conditioning", ["canny", "rgb", "canny+rgb"])
-def test_from_controlnet_keeps_what_the_old_channels_do(conditioning):
-    stock = stock_controlnet()
+def test_from_controlnet_keeps_what_the_old_channels_do(conditioning, channel_order):
+    stock = stock_controlnet(channel_order=channel_order)
     model = BackshanControlNetModel.from_controlnet(stock, conditioning=conditioning, mirror=False)
     theirs = inputs()
     ours = dict(theirs)
@@ -96,7 +112,32 @@ def test_from_controlnet_keeps_what_the_old_channels_do(conditioning):
     with torch.no_grad():
         for old, new in zip(every(stock(**theirs)), every(model(**ours)), strict=True):
             torch.testing.assert_close(old, new)
-    assert model.config.mirror is False
+    assert (model.config.conditioning, model.config.mirror) == (conditioning, False)
+
+
+@pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
+@pytest.mark.parametrize("part", ["canny", "rgb"])
+def test_widening_one_of_ours_keeps_each_part_where_it_stands(part, channel_order):
+    narrow = tiny_controlnet(part, controlnet_conditioning_channel_order=channel_order)
+    wide = BackshanControlNetModel.from_controlnet(narrow, conditioning="canny+rgb")
+    theirs = inputs()
+    other = torch.rand(2, 3, 64, 64)
+    parts = [theirs["controlnet_cond"], other] if part == "canny" else [other, theirs["controlnet_cond"]]
+    with torch.no_grad():
+        old, new = narrow(**theirs), wide(**theirs | {"controlnet_cond": torch.cat(parts, dim=1)})
+    for before, after in zip(every(old), every(new), strict=True):
+        torch.testing.assert_close(before, after)
+
+
+@pytest.mark.parametrize("conditioning", ["canny", "canny+rgb"])
+def test_half_precision_stays(conditioning):
+    stock = stock_controlnet().half()
+    model = BackshanControlNetModel.from_controlnet(stock, conditioning=conditioning)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float16}
+    old, new = stock.state_dict(), model.state_dict()
+    first = "controlnet_cond_embedding.conv_in.weight"
+    assert torch.equal(new.pop(first)[:, :3], old.pop(first))
+    assert all(torch.equal(new[name], old[name]) for name in old | new)
 
 
 def test_the_new_channels_can_learn():
@@ -112,22 +153,90 @@ def test_from_controlnet_leaves_the_stock_model_alone():
     assert stock.conv_in.weight.abs().max() > 0
 
 
-def test_from_controlnet_opens_a_folder(tmp_path):
-    stock_controlnet().save_pretrained(tmp_path)
-    model = BackshanControlNetModel.from_controlnet(str(tmp_path), conditioning="canny+rgb", image_size=64)
-    assert model.config.conditioning_channels == 6
+def test_from_controlnet_opens_a_stock_folder_as_canny(tmp_path):
+    stock = stock_controlnet()
+    stock.save_pretrained(tmp_path)
+    for folder in (tmp_path, str(tmp_path)):
+        model = BackshanControlNetModel.from_controlnet(folder, image_size=64)
+        assert (model.config.conditioning, model.config.image_size) == ("canny", 64)
+        assert torch.equal(model.conv_in.weight, stock.conv_in.weight)
+
+
+@pytest.mark.parametrize("build", [stock_controlnet, tiny_controlnet])
+def test_load_kwargs_are_passed_on(tmp_path, build):
+    build().save_pretrained(tmp_path / "inside", variant="half")
+    load_kwargs = {"subfolder": "inside", "variant": "half", "dtype": torch.bfloat16}
+    model = BackshanControlNetModel.from_controlnet(tmp_path, load_kwargs=load_kwargs)
+    assert model.dtype == torch.bfloat16
+
+
+RECORD = {"conditioning": "canny+rgb", "default_prompt": "the front", "mirror": False, "canny_low_threshold": 60}
+
+
+def recorded_by(model) -> dict:
+    return {name: model.config[name] for name in RECORD}
 
 
 def test_from_controlnet_keeps_the_record_of_one_of_ours():
-    model = BackshanControlNetModel.from_controlnet(
-        tiny_controlnet(default_prompt="the front", mirror=False), conditioning="rgb"
-    )
-    assert (model.config.default_prompt, model.config.mirror) == ("the front", False)
+    ours = tiny_controlnet(**RECORD)
+    assert recorded_by(BackshanControlNetModel.from_controlnet(ours)) == RECORD
+    model = BackshanControlNetModel.from_controlnet(ours, default_prompt="another")
+    assert recorded_by(model) == RECORD | {"default_prompt": "another"}
+    rgb = tiny_controlnet(**RECORD | {"conditioning": "rgb"})
+    assert BackshanControlNetModel.from_controlnet(rgb).config.conditioning == "rgb"
+    assert recorded_by(BackshanControlNetModel.from_controlnet(rgb, conditioning="canny+rgb")) == RECORD
 
 
-def test_from_controlnet_refuses_to_narrow():
-    with pytest.raises(ValueError, match="reads 6 condition channels, more than the 3"):
-        BackshanControlNetModel.from_controlnet(stock_controlnet(6), conditioning="rgb")
+def test_a_record_survives_folders_and_the_stock_class(tmp_path):
+    ours = tiny_controlnet(**RECORD)
+    ours.save_pretrained(tmp_path / "ours")
+    stock = ControlNetModel.from_pretrained(tmp_path / "ours")
+    stock.save_pretrained(tmp_path / "resaved")
+    assert json.loads((tmp_path / "resaved" / "config.json").read_text())["_class_name"] == "ControlNetModel"
+    opened = [BackshanControlNetModel.from_controlnet(source) for source in (tmp_path / "ours", stock)]
+    opened += [BackshanControlNetModel.from_controlnet(tmp_path / "resaved")]
+    opened += [BackshanControlNetModel.from_pretrained(tmp_path / "resaved")]
+    for model in opened:
+        assert recorded_by(model) == RECORD
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), ours.parameters(), strict=True))
+
+
+def test_a_record_survives_the_hub(tmp_path):
+    """As the Hub's cache holds it; nothing is asked of the network."""
+    repository = tmp_path / "models--someone--net"
+    tiny_controlnet(**RECORD).save_pretrained(repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    load_kwargs = {"cache_dir": tmp_path, "local_files_only": True}
+    assert recorded_by(BackshanControlNetModel.from_controlnet("someone/net", load_kwargs=load_kwargs)) == RECORD
+
+
+@pytest.mark.parametrize("given", [{}, {"conditioning": "rgb"}])
+def test_a_stock_config_is_not_read_as_if_it_said_what_the_controlnet_reads(tmp_path, given):
+    stock = stock_controlnet()
+    stock.save_pretrained(tmp_path)
+    for opening, source in (("from_pretrained", tmp_path), ("from_config", stock.config)):
+        with pytest.raises(ValueError, match="take it over with BackshanControlNetModel.from_controlnet") as caught:
+            getattr(BackshanControlNetModel, opening)(source, **given)
+        assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_from_config_builds_one_of_ours():
+    model = BackshanControlNetModel.from_config(tiny_controlnet(**RECORD).config, default_prompt="another")
+    assert recorded_by(model) == RECORD | {"default_prompt": "another"}
+
+
+@pytest.mark.parametrize(("channels", "conditioning"), [(6, "rgb"), (4, "canny+rgb"), (1, "canny")])
+def test_from_controlnet_refuses_a_stock_one_of_another_width(channels, conditioning):
+    stock = stock_controlnet(channels)
+    with pytest.raises(ValueError, match=f"reads {channels} condition channels.*begins with what it reads"):
+        BackshanControlNetModel.from_controlnet(stock, conditioning=conditioning)
+
+
+@pytest.mark.parametrize(("read", "conditioning"), [("canny+rgb", "canny"), ("rgb", "canny"), ("canny", "rgb")])
+def test_from_controlnet_refuses_to_drop_what_one_of_ours_reads(read, conditioning):
+    with pytest.raises(ValueError, match=f"reads {read.replace('+', '.')}, which is not all in {conditioning}:"):
+        BackshanControlNetModel.from_controlnet(tiny_controlnet(read), conditioning=conditioning)
 
 
 def test_a_folder_of_ours_opens_in_the_stock_class(tmp_path):

@@ -1,7 +1,7 @@
 """Metrics against plain formulas, baselines against brute force, intervals against theory, and a whole comparison."""
 
 import json
-from dataclasses import replace
+import os
 
 import numpy as np
 import PIL.Image
@@ -11,7 +11,6 @@ from tiny import tiny_pipeline
 
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.data.wardrobe import Wardrobe
-from backshan_diffusers.data.wardrobe.painter import paint_pair
 from backshan_diffusers.evaluation import (
     METRICS,
     GeneratedFront,
@@ -29,8 +28,7 @@ from backshan_diffusers.evaluation import (
     summarise,
     summarise_sides,
 )
-from backshan_diffusers.evaluation.baselines import item_seed, nearest, thumbnails
-from backshan_diffusers.evaluation.sides import HAIR_SIDE, OUTFIT_SIDES, other_side_fronts
+from backshan_diffusers.evaluation.baselines import CHUNK, item_seed, nearest, thumbnails
 
 
 def noise(seed, shape=(24, 20, 3)):
@@ -201,32 +199,12 @@ def test_a_side_that_can_hardly_be_seen_has_no_verdict():
     assert side_correct(front, front, seen) is None
 
 
-def test_other_side_fronts_move_one_thing_and_nothing_else():
+def test_a_thing_drawn_on_the_other_side_has_the_opposite_verdict():
     reader = Wardrobe("validation", 64)
-    found = set()
-    for index in range(60):
-        outfit, person, scene, _ = reader.scene(index)
-        moved = other_side_fronts("validation", 64, index)
-        sides = {
-            "bag": outfit.bag_side,
-            "bare shoulder": outfit.bare_shoulder,
-            "longer hem": outfit.hem_drop,
-            "rolled sleeve": outfit.rolled_sleeve,
-        }
-        assert moved.keys() == {name for name, side in sides.items() if side} | {HAIR_SIDE}
-        if "bag" in moved and outfit.bag not in found:
-            found.add(outfit.bag)
-            front = np.asarray(reader.row(index)["front"])
-            changed = replace(outfit, bag_side=-outfit.bag_side)
-            assert np.array_equal(moved["bag"], paint_pair(64, changed, person, scene)[1].picture())
-            assert side_correct(front, front, moved["bag"]) is True
-            assert side_correct(moved["bag"], front, moved["bag"]) is False
-        if person.hair == "side ponytail" and "hair" not in found:
-            found.add("hair")
-            other_way = paint_pair(64, outfit, replace(person, hair_side=-person.hair_side), scene)[1].picture()
-            assert np.array_equal(moved[HAIR_SIDE], other_way)
-            assert side_correct(other_way, np.asarray(reader.row(index)["front"]), other_way) is False
-    assert found == {"crossbody", "shoulder", "handbag", "hair"}
+    index = next(index for index in range(60) if reader.scene(index)[0].bag_side)
+    front, moved = np.asarray(reader.row(index)["front"]), reader.other_side_fronts(index)["bag"]
+    assert side_correct(front, front, moved) is True
+    assert side_correct(moved, front, moved) is False
 
 
 # baselines
@@ -237,13 +215,23 @@ def test_mirrored_back_is_the_back_flipped(rows):
     assert np.array_equal(front, np.asarray(rows[0]["back"].transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)))
 
 
-def test_thumbnails_average_squares_of_arrays_and_pictures_alike():
-    picture = noise(7, (64, 64, 3))
-    averages = picture.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3)).ravel()
-    small = thumbnails([picture, PIL.Image.fromarray(picture)])
+def test_thumbnails_are_averages_of_squares():
+    pictures = noise(7, (2, 64, 64, 3))
+    averages = pictures.reshape(2, 32, 2, 32, 2, 3).mean(axis=(2, 4)).reshape(2, -1)
+    small = thumbnails([{"back": PIL.Image.fromarray(picture)} for picture in pictures])
     assert small.shape == (2, 3072)
-    assert np.abs(small[0] - averages).max() <= 1  # PIL rounds after each axis
-    assert np.array_equal(small[0], small[1])
+    assert np.abs(small - averages).max() <= 1  # PIL rounds after each axis
+
+
+def test_processes_share_the_training_backs_and_keep_their_order():
+    rows = load_pairs("wardrobe", split="train", size=64, count=CHUNK + 2)
+    expected = thumbnails(rows)
+    assert expected.shape == (CHUNK + 2, 3072)
+    for count, processes, shared in ((CHUNK + 2, 1, False), (CHUNK, 2, False), (CHUNK + 2, 2, True)):
+        before = os.times()
+        small = NearestTrainingFront(rows[:count], processes).thumbnails
+        assert np.array_equal(small, expected[:count])
+        assert (os.times().children_user > before.children_user) is shared
 
 
 def test_nearest_is_that_of_brute_force_and_the_first_of_equals():
@@ -404,9 +392,7 @@ def test_a_comparison_from_pictures_to_summary(rows):
         batches.append(len(batch))
         return MirroredBack()(batch)
 
-    def other_sides(index):
-        return other_side_fronts("validation", 64, index)
-
+    other_sides = Wardrobe("validation", 64).other_side_fronts
     measured = list(measure(rows, {"ours": almost_true, "mirrored": mirrored}, 3, other_sides))
     assert batches == [3, 3, 2]
     records = [record for _, _, record in measured]
@@ -462,19 +448,3 @@ def test_sides_are_counted_by_thing():
     both = summarise_sides(records, ["bag", "hem"])
     assert (both["ours"]["mean"], both["ours"]["items"], both["ours"]["groups"]) == (0.5, 4, 2)
     assert summarise_sides(records, ["hat"]) is None
-
-
-def test_every_side_of_an_outfit_is_labelled_in_the_attributes(rows):
-    """The names under which sides are reported are those that `wardrobe` documents, so that both can be joined."""
-    labels = {
-        "bag": "bag_side",
-        "bare shoulder": "bare_shoulder",
-        "longer hem": "longer_hem",
-        "rolled sleeve": "rolled_sleeve",
-    }
-    assert labels.keys() == OUTFIT_SIDES.keys()
-    for index, row in enumerate(rows):
-        moved = other_side_fronts("validation", 64, index)
-        assert {thing for thing, label in labels.items() if row["attributes"][label] != "none"} == moved.keys() - {
-            HAIR_SIDE
-        }

@@ -24,11 +24,13 @@ def features(seed: int, pairs: int = 5, width: int = 40) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(seed).randn(pairs, width)).float()
 
 
-def numpy_cross_entropy(back, front, temperature, groups=None):
+def numpy_cross_entropy(back, front, temperature, groups=None, shown=None):
     """Loops and logarithms only, in float64."""
     back, front = back.double().numpy(), front.double().numpy()
     losses = []
     for i in range(len(back)):
+        if shown is not None and not shown[i]:
+            continue
         scores = []
         for j in range(len(front)):
             if groups is not None and i != j and groups[i] == groups[j]:
@@ -82,6 +84,22 @@ def test_group_ids_reach_the_loss():
     groups = torch.tensor([7, 7, 1, 2])
     terms = backshan_loss(PRESETS["paper"], target, target, back, front, groups)
     assert float(terms["loss"]) == pytest.approx(numpy_cross_entropy(back, front, 1.0, [7, 7, 1, 2]), rel=1e-5)
+
+
+def test_blanked_backs_have_nothing_to_find_but_their_fronts_stay_negatives():
+    back, front, target = features(0, 4), features(1, 4), torch.zeros(4, 1, 1, 1)
+    shown = torch.tensor([True, False, True, True])
+    terms = backshan_loss(PRESETS["paper"], target, target, back, front, None, shown)
+    expected = numpy_cross_entropy(back, front, 1.0, None, shown)
+    assert expected != pytest.approx(numpy_cross_entropy(back, front, 1.0), rel=1e-3)
+    assert float(terms["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_of_blanked_backs_teaches_nothing():
+    back, front = features(0).requires_grad_(True), features(1)
+    loss = contrastive_cross_entropy(cosine_matrix(back, front), shown=torch.zeros(5, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0 and back.grad.abs().max() == 0
 
 
 def test_mse_preset_needs_no_features():
@@ -143,6 +161,7 @@ def test_paper_objective_takes_its_first_step_from_zero_convolutions():
         "back_control": torch.rand(4, 3, 64, 64, generator=generator),
         "front_control": torch.rand(4, 3, 64, 64, generator=generator),
         "groups": torch.arange(4),
+        "shown": torch.ones(4, dtype=torch.bool),
     }
     optimizer = torch.optim.SGD(stage.parameters(), lr=1e-3)
     for step in range(3):
@@ -158,6 +177,8 @@ def test_paper_objective_takes_its_first_step_from_zero_convolutions():
 def test_pair_accuracy_counts_the_diagonal():
     matrix = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.0, 0.1, 0.3]])
     assert float(pair_accuracy(matrix)) == pytest.approx(2 / 3)
+    assert float(pair_accuracy(matrix, torch.tensor([True, True, False]))) == pytest.approx(1 / 2)
+    assert float(pair_accuracy(matrix, torch.zeros(3, dtype=torch.bool))) == 0
 
 
 def test_every_pair_found_drives_the_loss_to_zero():

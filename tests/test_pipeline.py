@@ -855,7 +855,11 @@ def test_sharded_weights(tmp_path):
     pipe = tiny_pipeline()
     pipe.save_pretrained(tmp_path, max_shard_size="100KB")
     assert (tmp_path / "controlnet" / "diffusion_pytorch_model.safetensors.index.json").is_file()
-    assert torch.equal(latents_of(BackToFrontPipeline.from_pretrained(tmp_path)), latents_of(pipe))
+    loaded = BackToFrontPipeline.from_pretrained(tmp_path)
+    for name in ("vae", "text_encoder", "unet", "controlnet"):
+        expected, found = (getattr(each, name).state_dict() for each in (pipe, loaded))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected), name
 
 
 def test_components_can_be_passed(folder):
@@ -875,6 +879,16 @@ def test_a_stock_folder_opens_with_its_stock_controlnet(pipe, tmp_path):
     ).save_pretrained(tmp_path)
     loaded = BackToFrontPipeline.from_pretrained(tmp_path)
     assert type(loaded) is BackToFrontPipeline and type(loaded.controlnet) is ControlNetModel
+
+
+def test_a_record_survives_the_stock_pipeline(folder, tmp_path):
+    StableDiffusionControlNetPipeline.from_pretrained(folder, dtype=torch.float32).save_pretrained(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "controlnet" / "config.json").read_text())
+    assert config["_class_name"] == "ControlNetModel"
+    first, again = (BackToFrontPipeline.from_pretrained(path).controlnet for path in (folder, tmp_path / "again"))
+    assert type(again) is BackshanControlNetModel
+    assert (again.config.conditioning, again.config.default_prompt) == ("canny+rgb", "seen from the front")
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
 def test_several_controlnets_are_saved_in_the_stock_form(pipe, tmp_path):

@@ -30,6 +30,11 @@ class Block:
     code: str
     reason: str | None
 
+    @property
+    def runs(self) -> bool:
+        """Whether it is code, and not marked as not run."""
+        return self.reason is None and self.language in ("python", "bash")
+
 
 def blocks(page: Path) -> list[Block]:
     found = BLOCK.finditer(page.read_text(encoding="utf-8"))
@@ -56,13 +61,15 @@ def folder_of_a_reader(tmp_path, monkeypatch, drawn_backs):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(block.runs for block in blocks(page))], ids=lambda page: page.name
+)
 def test_blocks_of_the_page_run_from_top_to_bottom(page, folder_of_a_reader):
     names = {"__name__": page.stem}
-    for block in blocks(page):
-        if block.reason is None and block.language == "python":
+    for block in (block for block in blocks(page) if block.runs):
+        if block.language == "python":
             exec(compile(block.code, block.name, "exec"), names)
-        elif block.reason is None and block.language == "bash":
+        else:
             for line in block.code.replace("\\\n", " ").splitlines():
                 run_command(shlex.split(line, comments=True))
 
@@ -83,6 +90,8 @@ def run_command(words: list[str]) -> None:
             except SystemExit as ended:
                 code = ended.code
             assert not code
+            if "--help" not in arguments:
+                assert Path(cli.build_parser().parse_args(arguments).out).exists()
         case ["accelerate", "launch", script, *arguments]:
             launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
             done = subprocess.run(
@@ -114,7 +123,7 @@ def test_every_block_names_its_language():
 
 
 def test_the_readme_shows_what_matters():
-    codes = [block.code for block in blocks(ROOT / "README.md") if block.reason is None]
+    codes = [block.code for block in blocks(ROOT / "README.md") if block.runs]
     for command in ("make demo", "make test", "backshan generate", "from_pretrained(MINI)", "accelerate launch"):
         assert any(command in code for code in codes), command
 

@@ -1,9 +1,8 @@
-"""The drawn pairs: same bytes everywhere, same outfit from both sides, left and right where they belong."""
+"""The drawn pairs: the recorded bytes, the same outfit from both sides, left and right where they belong."""
 
 import dataclasses
 import hashlib
 import pickle
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from backshan_diffusers.data import COLUMNS, Pairs, load_pairs
-from backshan_diffusers.data.wardrobe import RUN, SEEDS_PER_SPLIT, SPLITS, Wardrobe
+from backshan_diffusers.data.wardrobe import HAIR_SIDE, OUTFIT_SIDES, RUN, SEEDS_PER_SPLIT, SPLITS, Wardrobe
 from backshan_diffusers.data.wardrobe.canvas import FACE, GARMENT, HEAD, PERSON
 from backshan_diffusers.data.wardrobe.fabric import PATTERNS, Cloth
 from backshan_diffusers.data.wardrobe.outfit import (
@@ -442,6 +441,50 @@ def test_a_print_is_on_its_side_alone(attribute, shown):
         green_side(next(iter(pictures.values())).picture())
 
 
+# Fronts with one thing on the other side
+
+
+def test_other_side_fronts_move_one_thing_and_nothing_else():
+    reader = Wardrobe("validation", 64)
+    found = set()
+    for index in range(60):
+        outfit, person, scene, _ = reader.scene(index)
+        sides = {
+            "bag": outfit.bag_side,
+            "bare shoulder": outfit.bare_shoulder,
+            "longer hem": outfit.hem_drop,
+            "rolled sleeve": outfit.rolled_sleeve,
+        }
+        moved = reader.other_side_fronts(index)
+        assert moved.keys() == {name for name, side in sides.items() if side} | {HAIR_SIDE}
+        if "bag" in moved and outfit.bag not in found:
+            found.add(outfit.bag)
+            changed = dataclasses.replace(outfit, bag_side=-outfit.bag_side)
+            assert np.array_equal(moved["bag"], paint_pair(64, changed, person, scene)[1].picture())
+            assert not np.array_equal(moved["bag"], np.asarray(reader.row(index)["front"]))
+        if person.hair == "side ponytail" and "hair" not in found:
+            found.add("hair")
+            changed = dataclasses.replace(person, hair_side=-person.hair_side)
+            assert np.array_equal(moved[HAIR_SIDE], paint_pair(64, outfit, changed, scene)[1].picture())
+            assert not np.array_equal(moved[HAIR_SIDE], np.asarray(reader.row(index)["front"]))
+    assert found == {"crossbody", "shoulder", "handbag", "hair"}
+
+
+def test_every_side_of_an_outfit_is_labelled_in_the_attributes():
+    """The names under which sides are reported are those of the attributes, so that both can be joined."""
+    labels = {
+        "bag": "bag_side",
+        "bare shoulder": "bare_shoulder",
+        "longer hem": "longer_hem",
+        "rolled sleeve": "rolled_sleeve",
+    }
+    assert labels.keys() == OUTFIT_SIDES.keys()
+    reader = Wardrobe("validation", 64)
+    for index in range(20):
+        attributes, moved = reader.row(index)["attributes"], reader.other_side_fronts(index)
+        assert {thing for thing, label in labels.items() if attributes[label] != "none"} == moved.keys() - {HAIR_SIDE}
+
+
 # Variety
 
 
@@ -493,12 +536,3 @@ def test_every_choice_looks_different_from_both_sides(change, choices, least):
             for j in range(i):
                 different = np.abs(drawn[i][view] - drawn[j][view]).max(axis=2) > 12
                 assert different.sum() >= needed, (names[i], names[j], view)
-
-
-def test_the_page_about_data_runs():
-    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert blocks
-    names: dict = {}
-    for block in blocks:
-        exec(block, names)

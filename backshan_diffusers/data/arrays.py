@@ -1,20 +1,20 @@
 """Pairs as arrays. Worker processes import this module, so it is kept free of torch, which takes seconds to import."""
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
+from PIL import Image
 
-from . import load_pairs
+from .pairs import Pairs
 
 
-def read_arrays(chunk: tuple[str, str, int, int, int, int]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Some rows of a source.
+def read_arrays(rows: Pairs) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Backs and fronts of all rows, both `N x size x size x 3` uint8, and their `N` group ids."""
+    made = list(rows)
+    backs, fronts = (np.stack([np.asarray(row[view]) for row in made]) for view in ("back", "front"))
+    return backs, fronts, [row["group_id"] for row in made]
 
-    Args:
-        chunk: source, split, size (px) and count as in `load_pairs`, then the first row and the one after the last.
 
-    Returns:
-        Backs and fronts, both `N x size x size x 3` uint8, and the `N` group ids.
-    """
-    source, split, size, count, start, stop = chunk
-    rows = list(load_pairs(source, split=split, size=size, count=count)[start:stop])
-    backs, fronts = (np.stack([np.asarray(row[view]) for row in rows]) for view in ("back", "front"))
-    return backs, fronts, [row["group_id"] for row in rows]
+def read_small_backs(rows: Iterable[Mapping], side: int) -> np.ndarray:
+    """Backs of all rows shrunk to `side` x `side` px by averaging, `N x side x side x 3` uint8."""
+    return np.stack([np.asarray(row["back"].resize((side, side), Image.Resampling.BOX)) for row in rows])

@@ -19,10 +19,22 @@ COLUMNS = (
 
 
 class Source(Protocol):
-    """What a source of pairs provides: how many rows it has, and row `index` as a dict with all `COLUMNS`."""
+    """What a source of pairs provides: row `index` as a dict with all `COLUMNS`.
+
+    Args:
+        capacity: how many rows it has.
+        size: side of its pictures in px.
+        key: a text that is another one whenever a row would hold anything else.
+    """
 
     @property
     def capacity(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def key(self) -> str: ...
 
     def row(self, index: int) -> dict: ...
 
@@ -38,6 +50,16 @@ class Pairs(Sequence):
     def column_names(self) -> list[str]:
         """The keys of a row."""
         return list(COLUMNS)
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures in px."""
+        return self._source.size
+
+    @property
+    def key(self) -> str:
+        """A text that tells these rows from all others, for the names of caches."""
+        return f"{self._source.key} {self._indices!r}"
 
     def __len__(self) -> int:
         return len(self._indices)

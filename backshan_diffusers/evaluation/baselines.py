@@ -1,18 +1,26 @@
 """The systems that are compared, in one form: rows in, one front for each out. Three of them are baselines."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
+from ..data.arrays import read_small_backs
+from ..data.pairs import Pairs
 from ..pictures import WHITE
 from ..pipelines import BackToFrontPipeline
 
 THUMBNAIL_SIDE = 32
 """Side in px of the pictures whose distance decides which training back is nearest."""
+
+CHUNK = 64
+"""Training rows that a process draws at once."""
 
 
 class GeneratedFront:
@@ -54,16 +62,16 @@ class NearestTrainingFront:
     """The front of the training pair whose back is nearest: what a model that only remembers could give.
 
     Args:
-        training_rows: rows of `load_pairs`, of the size of the rows that follow. Their backs are read once, now.
+        training_rows: of the size of the rows that follow. Their backs are read once, now; 3 KiB of each are kept.
+        processes: how many read them, at most. More than one import the main script: it needs its `__main__` guard.
     """
 
-    def __init__(self, training_rows: Sequence[dict]):
+    def __init__(self, training_rows: Pairs, processes: int = 1):
         self.training_rows = training_rows
-        backs = tqdm((row["back"] for row in training_rows), total=len(training_rows), desc="training backs")
-        self.thumbnails = thumbnails(backs)
+        self.thumbnails = thumbnails_of_many(training_rows, processes)
 
     def __call__(self, rows: Sequence[dict]) -> list[np.ndarray]:
-        indices = nearest(thumbnails(row["back"] for row in rows), self.thumbnails)
+        indices = nearest(thumbnails(rows), self.thumbnails)
         return [np.asarray(self.training_rows[int(index)]["front"]) for index in indices]
 
 
@@ -72,16 +80,23 @@ def item_seed(seed: int, item_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {item_id}".encode()).digest()[:7], "big")
 
 
-def thumbnails(pictures: Iterable[PIL.Image.Image | np.ndarray]) -> np.ndarray:
-    """Pictures shrunk to 32 x 32 px by averaging, `N x 3072` uint8."""
-    size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    small = [
-        (picture if isinstance(picture, PIL.Image.Image) else PIL.Image.fromarray(picture)).resize(
-            size, PIL.Image.Resampling.BOX
-        )
-        for picture in pictures
-    ]
-    return np.stack([np.asarray(each) for each in small]).reshape(len(small), -1)
+def thumbnails(rows: Sequence[dict]) -> np.ndarray:
+    """The backs of rows shrunk to 32 x 32 px by averaging, `N x 3072` uint8."""
+    return read_small_backs(rows, THUMBNAIL_SIDE).reshape(len(rows), -1)
+
+
+def thumbnails_of_many(rows: Pairs, processes: int) -> np.ndarray:
+    """As [`thumbnails`], with a progress bar, by as many processes as there is work for."""
+    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    read = partial(read_small_backs, side=THUMBNAIL_SIDE)
+    bar = partial(tqdm, total=len(chunks), desc="training backs", unit=f"{CHUNK} backs")
+    processes = min(processes, len(chunks))
+    if processes == 1:
+        small = list(bar(map(read, chunks)))
+    else:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            small = list(bar(pool.map(read, chunks)))
+    return np.concatenate(small).reshape(len(rows), -1)
 
 
 def nearest(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -98,11 +98,10 @@ class Metric:
     """One column of the quality tables.
 
     Args:
-        label: heading, with the unit.
+        label: heading of the column, with the unit if there is one.
         function: of generated picture, true front and mask, as [`l1`].
         mask: the column of a row that holds the mask.
         lower_is_better: the direction.
-        unit: what a value of 1 means.
         digits: decimals in a table.
     """
 
@@ -110,7 +109,6 @@ class Metric:
     function: Callable[[np.ndarray, np.ndarray, np.ndarray], float]
     mask: str
     lower_is_better: bool
-    unit: str
     digits: int
 
     def of(self, generated: np.ndarray, row: Mapping) -> float:
@@ -124,12 +122,12 @@ class Metric:
 
 
 METRICS = {
-    "person_l1": Metric("person L1", l1, "front_person", True, "share of the range from black to white", 4),
-    "person_ssim": Metric("person SSIM", ssim, "front_person", False, "equal pictures", 3),
+    "person_l1": Metric("person L1", l1, "front_person", True, 4),
+    "person_ssim": Metric("person SSIM", ssim, "front_person", False, 3),
     "garment_colour_difference": Metric(
-        "garment colour difference", colour_difference, "front_garments", True, "Delta E, CIEDE2000", 2
+        "garment colour difference in Delta E", colour_difference, "front_garments", True, 2
     ),
-    "head_l1": Metric("head L1", l1, "front_head", True, "share of the range from black to white", 4),
+    "head_l1": Metric("head L1", l1, "front_head", True, 4),
 }
 """What every item and system is measured with, by the name under which values are saved."""
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 
+from ..conditioning import CANNY_HIGH_THRESHOLD, CANNY_LOW_THRESHOLD, CHANNELS_PER_PART, conditioning_parts
 from ..conditioning import conditioning_channels as channels_of
+
+DEFAULT_PROMPT = "Front side of the person"
+"""The prompt where neither a call nor a record names one."""
+
+
+def records_conditioning(config: Mapping[str, Any]) -> bool:
+    """Whether a ControlNet's config says what it reads: one of ours does, even where the stock class has saved it."""
+    return "conditioning" in config
 
 
 @dataclass
@@ -34,7 +45,7 @@ class BackshanControlNetModel(ControlNetModel):
     """ControlNet for back-to-front generation, with its way of reading a picture recorded in its config.
 
     Every argument of [`diffusers.ControlNetModel`] is accepted and means the same. A saved folder also opens in the
-    stock class, which ignores the fields below.
+    stock class, which ignores the fields below. To make one from a stock ControlNet, use [`from_controlnet`].
 
     Args:
         conditioning (`str`, defaults to `"rgb"`): which control picture enters: `"canny"`, `"rgb"` or
@@ -92,9 +103,9 @@ class BackshanControlNetModel(ControlNetModel):
         conditioning: str = "rgb",
         mirror: bool = True,
         image_size: int = 512,
-        canny_low_threshold: int = 100,
-        canny_high_threshold: int = 200,
-        default_prompt: str = "Front side of the person",
+        canny_low_threshold: int = CANNY_LOW_THRESHOLD,
+        canny_high_threshold: int = CANNY_HIGH_THRESHOLD,
+        default_prompt: str = DEFAULT_PROMPT,
         default_guidance_scale: float = 7.5,
         default_num_inference_steps: int = 50,
     ):
@@ -107,6 +118,21 @@ class BackshanControlNetModel(ControlNetModel):
             )
         arguments["conditioning_channels"] = expected
         super().__init__(**arguments)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        """The parent's part of `from_pretrained` and `from_config`; a stock ControlNet's config is refused here.
+
+        Raises:
+            ValueError: if the config does not record what the ControlNet reads, whatever else is passed; with a guess
+                it would work, on the wrong picture.
+        """
+        if not records_conditioning(config_dict):
+            raise ValueError(
+                "the config does not say what the ControlNet reads, as a stock one's does not: take it over with"
+                f" {cls.__name__}.from_controlnet, and give its conditioning there."
+            )
+        return super().extract_init_dict(config_dict, **kwargs)
 
     @classmethod
     def from_unet(
@@ -137,46 +163,56 @@ class BackshanControlNetModel(ControlNetModel):
             load_weights_from_unet=load_weights_from_unet,
             conditioning_channels=channels_of(conditioning),
         )
-        return cls._from_stock(stock, conditioning=conditioning, **recorded)
+        return cls._take_over(stock, conditioning=conditioning, **recorded)
 
     @classmethod
     def from_controlnet(
         cls,
         controlnet: ControlNetModel | str | PathLike,
-        conditioning: str = "canny",
+        conditioning: str | None = None,
         load_kwargs: dict | None = None,
         **recorded,
     ) -> BackshanControlNetModel:
-        """Take over a stock ControlNet, widening its condition embedding where `conditioning` has more channels.
+        """Take over a stock ControlNet or one of ours, widening its condition embedding where `conditioning` is wider.
 
-        The old input channels keep their weights and the new ones start at zero, so a widened model computes what it
-        computed before, whatever the new channels show, until it is trained.
+        The kernels stay with the parts of the condition that they read, and those of new parts start at zero: a
+        widened model computes what it computed before, whatever the new parts show, until it is trained.
 
         Args:
-            controlnet: a loaded `ControlNetModel`, a Hub repo id, or a folder.
-            conditioning (`str`): see the class. `"canny+rgb"` puts the old Canny channels first.
-            load_kwargs (`dict`, *optional*): passed to `ControlNetModel.from_pretrained`, e.g. `revision`, `dtype`.
-            recorded: any of the class's own config fields.
+            controlnet: a loaded `ControlNetModel`, a Hub repo id, or a folder. What one of ours records is kept.
+            conditioning (`str`, *optional*): see the class. By default what the ControlNet records, and `"canny"` for
+                a stock one. A stock one is taken to read what it begins with: 3 channels are Canny where `"canny"` or
+                `"canny+rgb"` is given, and RGB where `"rgb"` is given.
+            load_kwargs (`dict`, *optional*): passed to `from_pretrained`, e.g. `revision`, `subfolder`, `dtype`.
+            recorded: any of the class's own config fields; they win over what the ControlNet records.
 
         Raises:
-            ValueError: if the ControlNet has more condition channels than `conditioning`.
+            ValueError: if `conditioning` lacks a part of what the ControlNet records, or does not begin with as many
+                channels as a stock one reads.
         """
         _check_recorded(recorded)
         if not isinstance(controlnet, ControlNetModel):
-            controlnet = ControlNetModel.from_pretrained(controlnet, **(load_kwargs or {}))
-        return cls._from_stock(controlnet, conditioning=conditioning, **recorded)
+            load_kwargs = load_kwargs or {}
+            is_ours = records_conditioning(cls.load_config(controlnet, **load_kwargs))
+            controlnet = (cls if is_ours else ControlNetModel).from_pretrained(controlnet, **load_kwargs)
+        record = {name: controlnet.config[name] for name in _OWN_ARGUMENTS if name in controlnet.config}
+        if conditioning is None:
+            conditioning = record.get("conditioning", "canny")
+        return cls._take_over(controlnet, **record | recorded | {"conditioning": conditioning})
 
     @classmethod
-    def _from_stock(cls, stock: ControlNetModel, conditioning: str, **recorded) -> BackshanControlNetModel:
-        config = {name: value for name, value in stock.config.items() if name in _PARENT_ARGUMENTS}
+    def _take_over(cls, controlnet: ControlNetModel, conditioning: str, **recorded) -> BackshanControlNetModel:
+        parts = conditioning_parts(conditioning)
+        parts_read = _parts_read(controlnet, parts)
+        config = {name: value for name, value in controlnet.config.items() if name in _PARENT_ARGUMENTS}
         config["conditioning_channels"] = None
-        if isinstance(stock, BackshanControlNetModel):
-            recorded = {name: stock.config[name] for name in _OWN_ARGUMENTS} | recorded
-        model = cls(**{**config, **recorded, "conditioning": conditioning}).to(stock.device)
-        if stock.dtype != model.dtype:
-            model.to(stock.dtype)
-        weights = stock.state_dict()
-        weights[_FIRST_CONV] = _widen(weights[_FIRST_CONV], model.config.conditioning_channels)
+        model = cls(**config, conditioning=conditioning, **recorded).to(controlnet.device)
+        if controlnet.dtype != model.dtype:
+            model.to(controlnet.dtype)
+        weights = controlnet.state_dict()
+        if controlnet.config.controlnet_conditioning_channel_order == "bgr":  # the parent turns all channels round
+            parts, parts_read = parts[::-1], parts_read[::-1]
+        weights[_FIRST_CONV] = _place(weights[_FIRST_CONV], parts_read, parts)
         model.load_state_dict(weights)
         return model
 
@@ -214,12 +250,28 @@ def _check_recorded(recorded: dict) -> None:
         raise TypeError(f"{', '.join(unknown)}: no such config field; choose from {', '.join(_OWN_ARGUMENTS)}.")
 
 
-def _widen(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """Give an `out x in x k x k` kernel `channels` input channels; the new ones are zero."""
-    out_channels, in_channels, *kernel = weight.shape
-    if in_channels > channels:
+def _parts_read(controlnet: ControlNetModel, parts: list[str]) -> list[str]:
+    """The parts of a condition that a ControlNet reads: those it records, or else as many of `parts` as it is wide."""
+    wanted, channels = "+".join(parts), controlnet.config.conditioning_channels
+    if records_conditioning(controlnet.config):
+        parts_read = conditioning_parts(controlnet.config.conditioning)
+        if not set(parts_read) <= set(parts):
+            raise ValueError(
+                f"the ControlNet reads {controlnet.config.conditioning}, which is not all in {wanted}:"
+                " choose a conditioning with every part of it."
+            )
+        return parts_read
+    parts_read = parts[: channels // CHANNELS_PER_PART]
+    if channels != CHANNELS_PER_PART * len(parts_read):
         raise ValueError(
-            f"the ControlNet reads {in_channels} condition channels, more than the {channels} asked for:"
-            " choose a conditioning that is at least as wide."
+            f"the ControlNet reads {channels} condition channels, and {wanted} has {CHANNELS_PER_PART * len(parts)}"
+            f" in parts of {CHANNELS_PER_PART}: choose a conditioning that begins with what it reads."
         )
-    return torch.cat([weight, weight.new_zeros(out_channels, channels - in_channels, *kernel)], dim=1)
+    return parts_read
+
+
+def _place(weight: torch.Tensor, parts_read: list[str], parts: list[str]) -> torch.Tensor:
+    """The kernels `out x in x k x k` of `parts_read`, laid where these stand among `parts`; the others' are zero."""
+    kernels = dict(zip(parts_read, weight.split(CHANNELS_PER_PART, dim=1), strict=True))
+    zeros = torch.zeros_like(weight[:, :CHANNELS_PER_PART])
+    return torch.cat([kernels.get(part, zeros) for part in parts], dim=1)

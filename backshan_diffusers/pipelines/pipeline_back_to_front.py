@@ -32,14 +32,11 @@ from ..conditioning import (
     control_image,
     control_picture,
 )
-from ..models.controlnet_backshan import BackshanControlNetModel
-from ..pictures import Letterbox, load_picture, picture_sheet
+from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel, records_conditioning
+from ..pictures import Letterbox, load_picture, picture_sheet, pixels_to_decode
 from .pipeline_output import BackToFrontPipelineOutput
 
 __all__ = ["BackToFrontPipeline", "ModelMixin"]
-
-DEFAULT_PROMPT = "Front side of the person"
-"""The prompt of a call without one, when the ControlNet is a stock one and records none."""
 
 COMPONENTS_WITH_WEIGHTS = ("vae", "text_encoder", "unet", "controlnet", "safety_checker", "image_encoder")
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
@@ -108,9 +105,9 @@ class BackToFrontPipeline(StableDiffusionControlNetPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "BackToFrontPipeline":
         """Loads a pipeline from a folder or a Hub repository, as `DiffusionPipeline.from_pretrained` does.
 
-        A ControlNet that was saved as a [`BackshanControlNetModel`] is one again. Two defaults differ from the
-        parent's: every component comes in float32 unless `dtype` says otherwise (transformers would keep the type of
-        the file), and only safetensors files are read unless `use_safetensors=False`.
+        A ControlNet whose config says what it reads becomes a [`BackshanControlNetModel`]. Two defaults differ from
+        the parent's: every component comes in float32 unless `dtype` says otherwise (transformers would keep the type
+        of the file), and only safetensors files are read unless `use_safetensors=False`.
 
         Raises:
             OSError: if a folder is no pipeline, has no weights, or has them only as pickles.
@@ -141,13 +138,13 @@ class BackToFrontPipeline(StableDiffusionControlNetPipeline):
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """The parent's; but where a ControlNet's own config says that it is ours, our class is named to load it."""
+        """The parent's; but where a ControlNet's own config says what it reads, our class is named to load it."""
         config = super().load_config(pretrained_model_name_or_path, **kwargs)
-        own_config = Path(pretrained_model_name_or_path, "controlnet", BackshanControlNetModel.config_name)
-        if isinstance(config, dict) and own_config.is_file() and config["controlnet"][1] == ControlNetModel.__name__:
-            recorded_class = json.loads(own_config.read_text(encoding="utf-8")).get("_class_name")
-            if recorded_class == BackshanControlNetModel.__name__:
-                config["controlnet"] = [__name__, recorded_class]
+        file = Path(pretrained_model_name_or_path, "controlnet", BackshanControlNetModel.config_name)
+        if isinstance(config, dict) and file.is_file() and config["controlnet"][1] == ControlNetModel.__name__:
+            own_config = json.loads(file.read_text(encoding="utf-8"))
+            if records_conditioning(own_config):
+                config["controlnet"] = [__name__, BackshanControlNetModel.__name__]
         return config
 
     def save_pretrained(self, save_directory: str | os.PathLike, safe_serialization: bool = True, *args, **kwargs):
@@ -228,7 +225,7 @@ class BackToFrontPipeline(StableDiffusionControlNetPipeline):
         self._check_arguments(kwargs, restore_size, output_type)
         nets = self._nets()
         side = self._side(height, width)
-        backs = [load_picture(back, None if restore_size else 4 * side) for back in _as_list(back_image)]
+        backs = [load_picture(back, pixels_to_decode(side, restore_size)) for back in _as_list(back_image)]
         count = _batch_size(len(backs), prompt, prompt_embeds)
         backs = backs * (count // len(backs))
 

@@ -14,7 +14,7 @@ from .caching import PairArrays, to_pixels
 
 
 @dataclass(frozen=True)
-class Draws:
+class StepSampler:
     """Everything random in one stage on one process.
 
     Args:
@@ -48,6 +48,15 @@ class Draws:
         return torch.randperm(total, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
+def crop_shape(step: int, batch_size: int, crop_sizes: tuple[int, ...]) -> tuple[int, int]:
+    """Side of the crops of a step, and how many pairs they come from.
+
+    `batch_size` pairs give the smallest crops; of larger ones there are fewer, so that a step has no more pixels.
+    """
+    side = crop_sizes[step % len(crop_sizes)]
+    return side, max(1, batch_size * min(crop_sizes) ** 2 // side**2)
+
+
 def crop_batch(pairs: PairArrays, indices: np.ndarray, crop_size: int, generator: torch.Generator) -> dict:
     """Random square crops of the backs and fronts, one of each item: `2B x 3 x crop_size x crop_size` in [-1, 1]."""
     side = pairs.backs.shape[1]
@@ -74,14 +83,17 @@ def latent_batch(
 
 def back_control_batch(
     pairs: PairArrays, indices: np.ndarray, controlnet: BackshanControlNetModel, generator: torch.Generator, p: float
-) -> torch.Tensor:
-    """Control pictures of backs, mirrored if the model's config says so: `B x C x S x S` in [0, 1].
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Control pictures of backs, mirrored if the model's config says so, and which of them show a back.
 
     A share `p` of the backs is replaced by a white picture, so that the model also knows what to do without one.
+
+    Returns:
+        `B x C x S x S` in [0, 1], and `B` booleans that are false for white pictures.
     """
-    backs = pairs.backs[indices]
-    backs[(torch.rand(len(indices), generator=generator) < p).numpy()] = 255
-    return _controls(backs, controlnet, controlnet.config.mirror)
+    backs, shown = pairs.backs[indices], torch.rand(len(indices), generator=generator) >= p
+    backs[~shown.numpy()] = 255
+    return _controls(backs, controlnet, controlnet.config.mirror), shown
 
 
 def front_control_batch(pairs: PairArrays, indices: np.ndarray, controlnet: BackshanControlNetModel) -> torch.Tensor:

@@ -17,7 +17,11 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from ..data import Pairs
 from ..data.arrays import read_arrays
+
+CHUNK = 64
+"""Pairs that a worker process makes at once."""
 
 SHARD = 256
 """Pictures whose latents are computed and kept together."""
@@ -40,35 +44,35 @@ class PairArrays:
     key: str
 
 
-def cache_pairs(source: str, split: str, size: int, count: int, folder: Path, workers: int) -> PairArrays:
-    """Draw or read `count` pairs once; later calls with the same arguments open what is there.
+def cache_pairs(rows: Pairs, folder: Path, workers: int) -> PairArrays:
+    """Draw or read pairs once; later calls with the same rows open what is there.
 
     Args:
-        source, split, size, count: as in `load_pairs`.
-        folder: where caches live.
+        rows: what `load_pairs` gives.
+        folder: where caches live; one run at a time may use it.
         workers: processes that make pictures.
     """
-    key = _key("pairs-1", source, split, size, count)
+    key = _key("pairs-2", rows.key)
     paths = {name: folder / f"{key}-{name}.npy" for name in ("backs", "fronts", "groups")}
     if not all(path.exists() for path in paths.values()):
         folder.mkdir(parents=True, exist_ok=True)
-        _write_pairs(paths, (source, split, size, count), workers)
+        _write_pairs(paths, rows, workers)
     opened = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
     return PairArrays(**opened, key=key)
 
 
-def _write_pairs(paths: dict[str, Path], arguments: tuple, workers: int) -> None:
-    source, split, size, count = arguments
-    pending = {name: path.with_suffix(f".{os.getpid()}.tmp") for name, path in paths.items()}
-    shape = (count, size, size, 3)
+def _write_pairs(paths: dict[str, Path], rows: Pairs, workers: int) -> None:
+    pending = {name: path.with_suffix(".tmp") for name, path in paths.items()}
+    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    shape = (len(rows), rows.size, rows.size, 3)
     backs = np.lib.format.open_memmap(pending["backs"], mode="w+", dtype=np.uint8, shape=shape)
     fronts = np.lib.format.open_memmap(pending["fronts"], mode="w+", dtype=np.uint8, shape=shape)
     group_ids = []
-    chunks = [(*arguments, start, min(start + 64, count)) for start in range(0, count, 64)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        bar = tqdm(pool.map(read_arrays, chunks), total=len(chunks), desc=f"{source} {split} pairs", unit="64 pairs")
-        for (*_, start, stop), (chunk_backs, chunk_fronts, chunk_groups) in zip(chunks, bar, strict=True):
-            backs[start:stop], fronts[start:stop] = chunk_backs, chunk_fronts
+        bar = tqdm(pool.map(read_arrays, chunks), total=len(chunks), desc="pairs", unit=f"{CHUNK} pairs")
+        for chunk_backs, chunk_fronts, chunk_groups in bar:
+            place = slice(len(group_ids), len(group_ids) + len(chunk_groups))
+            backs[place], fronts[place] = chunk_backs, chunk_fronts
             group_ids += chunk_groups
     with open(pending["groups"], "wb") as file:
         np.save(file, np.unique(group_ids, return_inverse=True)[1].astype(np.int64))
@@ -110,7 +114,7 @@ def to_pixels(pictures: np.ndarray) -> torch.Tensor:
 
 def save_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write safetensors beside `path` and rename, so that a reader sees all of it or nothing."""
-    pending = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    pending = path.with_suffix(".tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, pending)
     os.replace(pending, path)
 

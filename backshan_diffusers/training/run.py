@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 
+from ..data import load_pairs
 from ..objective import PRESETS
 from ..pipelines import BackToFrontPipeline
-from .batches import Draws, back_control_batch, crop_batch, front_control_batch, latent_batch
-from .caching import PairArrays, cache_latents, cache_pairs, to_pixels
-from .config import TrainingConfig
+from .base import open_base
+from .batches import StepSampler, back_control_batch, crop_batch, crop_shape, front_control_batch, latent_batch
+from .caching import PairArrays, cache_latents, cache_pairs
+from .checkpoints import checkpoint_steps
+from .config import ConfigError, TrainingConfig
+from .logs import append_line, csv_step, drop_later_lines
+from .records import check_record, write_record
 from .scratch import build_controlnet, build_pipeline
 from .stages import AutoencoderStage, Batch, ControlStage, PriorStage, StageModule
 from .trainer import StageTrainer
 from .validation import SHEET_ROWS, generate, mean_l1, rebuild, write_sheet
+from .whitening import whiten_latents
 
-BatchMaker = Callable[[int, Draws], Batch]
+BatchMaker = Callable[[int, StepSampler], Batch]
+
+WHITENED_PICTURES = 1024
+"""Training fronts from which the statistics of the latents are taken."""
 
 
 class TrainingRun:
@@ -39,54 +47,96 @@ class TrainingRun:
         self.output_dir = Path(config.output_dir)
 
     def run(self) -> Path:
-        """Run the stages; returns the folder of the finished pipeline."""
-        source = None
-        for name in self.config.stage_names():
-            finished = self.output_dir / name / "pipeline"
-            if not (finished / "model_index.json").exists():
-                self._run_stage(name, self.start(source), finished)
-            source = finished
+        """Run the stages; returns the folder of the finished pipeline.
+
+        Raises:
+            ConfigError: if there are no such pairs, the base cannot be used, the folder belongs to another run or
+                another process trains in it.
+        """
+        with self._alone():
+            source = None
+            for name in self.config.stage_names():
+                self._run_stage(name, source)
+                source = self._finished(name)
         return source
 
     def start(self, folder: Path | None) -> BackToFrontPipeline:
         """The pipeline a stage begins with: the folder of the stage before, the base model, or random weights."""
-        if folder is not None or self.config.base_model is not None:
-            pipeline = BackToFrontPipeline.from_pretrained(folder or self.config.base_model)
+        if folder is not None:
+            pipeline = BackToFrontPipeline.from_pretrained(folder)
+        elif self.config.base_model is not None:
+            pipeline = open_base(self.config.base_model, **self._recorded())
         else:
-            pipeline = build_pipeline(self.config.model, self.config.seed, **self._recorded())
+            pipeline = build_pipeline(self.config.model, self.config.seed, **self._recorded_from_nothing())
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
+    @contextmanager
+    def _alone(self):
+        """Keep a second run out of the folder while this one writes there."""
+        lock = FileLock(self.output_dir / ".lock")
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            if self.accelerator.is_main_process:
+                lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(f"another run trains in {self.output_dir}: wait for it, or give another one.") from error
+        except OSError as error:
+            raise ConfigError(f"{self.output_dir} cannot be written ({error.strerror}): give another one.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def _recorded(self) -> dict:
-        """Config fields of a new ControlNet. A small model needs neither guidance nor many steps."""
-        return {
+        """Config fields of the ControlNet that this run's config names."""
+        named = {
             "conditioning": self.config.conditioning,
             "mirror": self.config.mirror,
             "default_prompt": self.config.prompt,
-            "default_guidance_scale": 1.0,
-            "default_num_inference_steps": 20,
         }
+        return {field: value for field, value in named.items() if value is not None}
 
-    def _run_stage(self, name: str, pipeline: BackToFrontPipeline, finished: Path) -> None:
-        config = self.config.stage(name)
-        folder = self.output_dir / name
-        folder.mkdir(parents=True, exist_ok=True)
+    def _recorded_from_nothing(self) -> dict:
+        """A small model needs neither guidance nor many steps."""
+        return {"default_guidance_scale": 1.0, "default_num_inference_steps": 20, **self._recorded()}
+
+    def _finished(self, name: str) -> Path:
+        return self.output_dir / name / "pipeline"
+
+    def _run_stage(self, name: str, source: Path | None) -> None:
         # A new engine for each stage: what the last stage registered for its checkpoints is no part of this one's.
         self.accelerator = Accelerator()
-        self._record(config, name, folder)
-        train, held_out = self._pairs("train", config.train_pairs), self._pairs("validation", config.validation_pairs)
+        config, folder, finished = self.config.stage(name), self.output_dir / name, self._finished(name)
+        record = {**asdict(config), "stage": name, "processes": self.accelerator.num_processes}
+        if (finished / "model_index.json").exists():
+            check_record(folder, record, None)
+            return
+        check_record(folder, record, max(checkpoint_steps(folder), default=0))
+        pipeline = self.start(source)
+        size = pipeline.controlnet.config.image_size
+        train = self._pairs("train", config.train_pairs, size)
+        held_out = self._pairs("validation", config.validation_pairs, size)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.accelerator.is_main_process:
+            write_record(folder, record)
         module, make_batch = _STAGES[name](self, config, pipeline, train)
         trainer = StageTrainer(self.accelerator, module, make_batch, config, name, folder)
+        if self.accelerator.is_main_process:
+            drop_later_lines(folder / "validation.csv", trainer.step, csv_step)
         pipeline.to(self.accelerator.device)
         trainer.train(lambda step: self._validate(name, step, pipeline, held_out))
         with trainer.averaged_weights():
             self._finish(name, pipeline, train, finished)
         self.accelerator.wait_for_everyone()
 
-    def _pairs(self, split: str, count: int) -> PairArrays:
-        size = self.config.model.image_size
+    def _pairs(self, split: str, count: int, size: int) -> PairArrays:
+        try:
+            rows = load_pairs(self.config.source, split=split, size=size, count=count)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         with self.accelerator.main_process_first():
-            return cache_pairs(self.config.source, split, size, count, self.output_dir / "cache", os.cpu_count() or 1)
+            return cache_pairs(rows, self.output_dir / "cache", os.cpu_count() or 1)
 
     def _latents(self, pipeline: BackToFrontPipeline, pairs: PairArrays) -> torch.Tensor:
         vae = pipeline.vae.to(self.accelerator.device)
@@ -94,16 +144,15 @@ class TrainingRun:
 
     @torch.no_grad()
     def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
-        """Embeddings of the run's prompt and of the empty one, `2 x T x E`; they are constants of the run."""
-        prompts = [self.config.prompt, ""]
+        """Embeddings of the recorded prompt and of the empty one, `2 x T x E`; they are constants of the run."""
+        prompts = [pipeline.controlnet.config.default_prompt, ""]
         return pipeline.encode_prompt(prompts, torch.device("cpu"), 1, do_classifier_free_guidance=False)[0]
 
     def _vae_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
-        def make_batch(step: int, draws: Draws) -> Batch:
-            indices = draws.indices(step, config.batch_size, len(pairs.backs))
-            side = config.crop_sizes[step % len(config.crop_sizes)]
-            fitting = max(1, config.batch_size * min(config.crop_sizes) ** 2 // side**2)
-            return crop_batch(pairs, indices[:fitting], side, draws.generator(step, "crop"))
+        def make_batch(step: int, sampler: StepSampler) -> Batch:
+            side, count = crop_shape(step, config.batch_size, config.crop_sizes)
+            indices = sampler.indices(step, config.batch_size, len(pairs.backs))[:count]
+            return crop_batch(pairs, indices, side, sampler.generator(step, "crop"))
 
         weights = (config.kl_weight, config.edge_weight, config.colour_weight)
         return AutoencoderStage(pipeline.vae, *weights), make_batch
@@ -111,9 +160,9 @@ class TrainingRun:
     def _prior_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         latents, prompts = self._latents(pipeline, pairs), self._prompts(pipeline)
 
-        def make_batch(step: int, draws: Draws) -> Batch:
-            indices = draws.indices(step, config.batch_size, len(latents))
-            return latent_batch(latents, indices, prompts, draws.generator(step, "prompt"), config.prompt_dropout)
+        def make_batch(step: int, sampler: StepSampler) -> Batch:
+            indices = sampler.indices(step, config.batch_size, len(latents))
+            return latent_batch(latents, indices, prompts, sampler.generator(step, "prompt"), config.prompt_dropout)
 
         return PriorStage(pipeline.unet, pipeline.scheduler), make_batch
 
@@ -121,12 +170,14 @@ class TrainingRun:
         latents, prompts = self._latents(pipeline, pairs), self._prompts(pipeline)
         controlnet, objective = pipeline.controlnet, PRESETS[config.objective]
 
-        def make_batch(step: int, draws: Draws) -> Batch:
-            indices = draws.indices(step, config.batch_size, len(latents))
-            batch = latent_batch(latents, indices, prompts, draws.generator(step, "prompt"), config.prompt_dropout)
-            blanks = draws.generator(step, "blank")
-            batch["back_control"] = back_control_batch(pairs, indices, controlnet, blanks, config.condition_dropout)
+        def make_batch(step: int, sampler: StepSampler) -> Batch:
+            indices = sampler.indices(step, config.batch_size, len(latents))
+            batch = latent_batch(latents, indices, prompts, sampler.generator(step, "prompt"), config.prompt_dropout)
+            blanks = sampler.generator(step, "blank")
+            backs, shown = back_control_batch(pairs, indices, controlnet, blanks, config.condition_dropout)
+            batch["back_control"] = backs
             if objective.contrastive_weight:
+                batch["shown"] = shown
                 batch["front_control"] = front_control_batch(pairs, indices, controlnet)
                 batch["groups"] = torch.from_numpy(pairs.groups[indices])
             return batch
@@ -146,38 +197,23 @@ class TrainingRun:
             shown = pairs.backs if name != "prior" else pairs.backs[:SHEET_ROWS]
             results = generate(pipeline, shown, self.config.seed)
         write_sheet(pairs, results[:SHEET_ROWS], self.output_dir / name / "sheets" / f"{step:07d}.png")
-        with open(self.output_dir / name / "validation.csv", "a", encoding="utf-8") as file:
-            file.write(f"{step},{mean_l1(results, pairs.fronts):.6f}\n")
+        append_line(self.output_dir / name / "validation.csv", f"{step},{mean_l1(results, pairs.fronts):.6f}")
 
     def _finish(self, name: str, pipeline: BackToFrontPipeline, pairs: PairArrays, folder: Path) -> None:
         """Write the stage's pipeline folder, complete or not at all."""
         if not self.accelerator.is_main_process:
             return
         if name == "vae":
-            scaling = _latent_scaling(pipeline, pairs)
-            pipeline.vae.register_to_config(scaling_factor=scaling)
+            whiten_latents(pipeline.vae, pairs.fronts[:WHITENED_PICTURES])
         if name == "prior":
-            recorded = {**self._recorded(), "load_weights_from_unet": True}
-            pipeline.register_modules(controlnet=build_controlnet(pipeline.unet, self.config.model, **recorded))
+            controlnet = build_controlnet(pipeline.unet, self.config.model, **self._recorded_from_nothing())
+            pipeline.register_modules(controlnet=controlnet)
         for model in (pipeline.vae, pipeline.unet, pipeline.controlnet):
             model.to(memory_format=torch.contiguous_format)  # safetensors writes nothing else
         pending = folder.with_suffix(".tmp")
         shutil.rmtree(pending, ignore_errors=True)
         pipeline.save_pretrained(pending)
         pending.rename(folder)
-
-    def _record(self, config: TrainingConfig, name: str, folder: Path) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        packages = ("torch", "diffusers", "transformers", "accelerate", "numpy")
-        record = {
-            **asdict(config),
-            "stage": name,
-            "processes": self.accelerator.num_processes,
-            "packages": {package: version(package) for package in packages} | {"python": platform.python_version()},
-        }
-        text = yaml.safe_dump(record, sort_keys=False)
-        (folder / "training_config.yaml").write_text(text, encoding="utf-8")
 
 
 _STAGES = {
@@ -186,14 +222,3 @@ _STAGES = {
     "controlnet": TrainingRun._control_stage,
     "joint": TrainingRun._joint_stage,
 }
-
-
-@torch.no_grad()
-def _latent_scaling(pipeline: BackToFrontPipeline, pairs: PairArrays, count: int = 256) -> float:
-    """What latents are multiplied by so that their standard deviation is 1, measured on training fronts."""
-    vae = pipeline.vae
-    parts = [
-        vae.encode(to_pixels(pairs.fronts[start : start + 32]).to(vae.device)).latent_dist.mean
-        for start in range(0, min(count, len(pairs.fronts)), 32)
-    ]
-    return round(1 / float(torch.cat(parts).std()), 6)

@@ -14,6 +14,7 @@ from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ..conditioning import CHANNELS_PER_PART, conditioning_parts
 from ..models import BackshanControlNetModel
 from ..pipelines import BackToFrontPipeline
 
@@ -55,6 +56,29 @@ class ModelSize:
     attention_head_dim: int = 4
     norm_num_groups: int = 4
 
+    def __post_init__(self):
+        if len(self.condition_channels) != len(self.vae_channels):
+            raise ValueError(
+                f"condition_channels has {len(self.condition_channels)} levels and vae_channels"
+                f" {len(self.vae_channels)}: give as many, because ControlNet brings pictures to the size of latents."
+            )
+        if len(self.unet_attention) != len(self.unet_channels):
+            raise ValueError(
+                f"unet_attention has {len(self.unet_attention)} levels and unet_channels {len(self.unet_channels)}:"
+                " give as many."
+            )
+        smallest = self.vae_factor * 2 ** (len(self.unet_channels) - 1)
+        if self.image_size < 1 or self.image_size % smallest:
+            raise ValueError(f"image_size is {self.image_size}: give a multiple of {smallest}.")
+        odd = [width for width in (*self.vae_channels, *self.unet_channels) if width % self.norm_num_groups]
+        if odd:
+            raise ValueError(f"the width {odd[0]} cannot be cut into {self.norm_num_groups} groups of channels.")
+
+    @property
+    def vae_factor(self) -> int:
+        """Side of a picture over the side of its latents."""
+        return 2 ** (len(self.vae_channels) - 1)
+
 
 def build_pipeline(size: ModelSize, seed: int, **recorded) -> BackToFrontPipeline:
     """Build a complete pipeline with random weights.
@@ -82,12 +106,34 @@ def build_pipeline(size: ModelSize, seed: int, **recorded) -> BackToFrontPipelin
 
 def build_controlnet(unet: UNet2DConditionModel, size: ModelSize, **recorded) -> BackshanControlNetModel:
     """Copy the encoder of `unet` into a new ControlNet whose residuals are zero."""
-    return BackshanControlNetModel.from_unet(
+    controlnet = BackshanControlNetModel.from_unet(
         unet,
         conditioning_embedding_out_channels=size.condition_channels,
         image_size=size.image_size,
         **recorded,
     )
+    _open_condition_embedding(controlnet)
+    return controlnet
+
+
+def _open_condition_embedding(controlnet: BackshanControlNetModel) -> None:
+    """Let the condition embedding pass pictures on at their full strength, colours too, from the first step.
+
+    Each of its convolutions is followed by SiLU. With the usual weights each halves what differs between two pictures,
+    and the last one begins at zero; what is left of colour after six of them takes thousands of steps to be found.
+    The zero convolutions that follow keep the residuals at zero all the same.
+    """
+    embedding = controlnet.controlnet_cond_embedding
+    for convolution in (embedding.conv_in, *embedding.blocks, embedding.conv_out):
+        nn.init.orthogonal_(convolution.weight, gain=nn.init.calculate_gain("relu"))
+        nn.init.zeros_(convolution.bias)
+    parts = conditioning_parts(controlnet.config.conditioning)
+    if "rgb" in parts:
+        start = parts.index("rgb") * CHANNELS_PER_PART
+        kernels = embedding.conv_in.weight.data[:, start : start + CHANNELS_PER_PART]
+        scaled = 2 * OPPONENT_COLOURS * torch.tensor(OPPONENT_SCALES)[:, None]  # pictures are in [0, 1]
+        kernels.copy_(torch.einsum("oikl,ij->ojkl", kernels, scaled))
+        embedding.conv_in.bias.data = -kernels.sum(dim=(1, 2, 3)) * (MEAN_BRIGHTNESS + 1) / 2
 
 
 def _build_vae(size: ModelSize) -> AutoencoderKL:
@@ -144,7 +190,7 @@ def _zero_residual_branches(model: nn.Module) -> set[nn.Module]:
 def _build_unet(size: ModelSize) -> UNet2DConditionModel:
     down_types = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in size.unet_attention)
     unet = UNet2DConditionModel(
-        sample_size=size.image_size // 2 ** (len(size.vae_channels) - 1),
+        sample_size=size.image_size // size.vae_factor,
         in_channels=size.latent_channels,
         out_channels=size.latent_channels,
         down_block_types=down_types,

@@ -122,9 +122,10 @@ class ControlStage(StageModule):
             mid_block_additional_residual=residuals[0].mid_block_res_sample,
         ).sample
         features = [BackshanControlNetModel.control_features(part) for part in residuals] if copies == 2 else []
-        terms = backshan_loss(self.objective, prediction, target, *features, group_ids=batch.get("groups"))
+        pairs = {"group_ids": batch["groups"], "shown": batch["shown"]} if features else {}
+        terms = backshan_loss(self.objective, prediction, target, *features, **pairs)
         if features:
-            terms["pair_accuracy"] = pair_accuracy(cosine_matrix(*features).detach())
+            terms["pair_accuracy"] = pair_accuracy(cosine_matrix(*features).detach(), batch["shown"])
         return terms
 
 
@@ -143,7 +144,7 @@ def diffuse(
     steps, size = scheduler.config.num_train_timesteps, len(latents)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     position = (torch.rand(1, generator=generator) + torch.randperm(size, generator=generator) / size) % 1
-    timesteps = (position * steps).long().clamp(max=steps - 1).to(latents.device)
+    timesteps = (position * steps).long().to(latents.device)
     noised = scheduler.add_noise(latents, noise, timesteps)
     if scheduler.config.prediction_type == "v_prediction":
         return noised, timesteps, scheduler.get_velocity(latents, noise, timesteps)

@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-from .batches import Draws
+from .batches import StepSampler
 from .checkpoints import load_newest_checkpoint, save_checkpoint
 from .config import TrainingConfig
+from .logs import append_line, drop_later_lines, json_step
 from .stages import Batch, StageModule
 
 DECAY_SHARE = 0.3
@@ -27,8 +28,13 @@ A run may so be lengthened while it is at its height without having taken a sing
 def learning_rate_factor(step: int, warmup_steps: int, max_steps: int) -> float:
     """Linear warm-up, a plateau, and a linear end: the share of the highest learning rate at `step` (from 0)."""
     warmup = (step + 1) / max(warmup_steps, 1)
-    decay = (max_steps - step) / max(DECAY_SHARE * max_steps, 1)
+    decay = (max_steps - step) / max(max_steps - decay_begins(max_steps), 1)
     return max(min(warmup, decay, 1.0), 0.0)
+
+
+def decay_begins(max_steps: int) -> float:
+    """The last step at which the learning rate is at its height."""
+    return (1 - DECAY_SHARE) * max_steps
 
 
 class StageTrainer:
@@ -37,7 +43,7 @@ class StageTrainer:
     Args:
         accelerator: the engine; everything distributed goes through it.
         module: the stage's loss with its models.
-        make_batch: `(step, draws) -> Batch` on the CPU, a function of its arguments alone.
+        make_batch: `(step, sampler) -> Batch` on the CPU, a function of its arguments alone.
         config: the stage's config.
         name: the stage's name.
         folder: where checkpoints and `metrics.jsonl` go.
@@ -47,13 +53,13 @@ class StageTrainer:
         self,
         accelerator: Accelerator,
         module: StageModule,
-        make_batch: Callable[[int, Draws], Batch],
+        make_batch: Callable[[int, StepSampler], Batch],
         config: TrainingConfig,
         name: str,
         folder: Path,
     ):
         self.accelerator, self.make_batch, self.config, self.folder = accelerator, make_batch, config, folder
-        self.draws = Draws(config.seed, name, accelerator.process_index, accelerator.num_processes)
+        self.sampler = StepSampler(config.seed, name, accelerator.process_index, accelerator.num_processes)
         self.models = dict(module.named_trained())
         optimizer = torch.optim.AdamW(
             module.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
@@ -74,6 +80,8 @@ class StageTrainer:
         self.step = load_newest_checkpoint(accelerator, folder)
         for average in self.averages.values():
             average.to(accelerator.device)
+        if accelerator.is_main_process:
+            drop_later_lines(folder / "metrics.jsonl", self.step, json_step)
 
     def train(self, on_validate: Callable[[int], None]) -> None:
         """Run the steps that are left. `on_validate(step)` is called with the averaged weights in place."""
@@ -82,42 +90,47 @@ class StageTrainer:
             range(self.step, total),
             initial=self.step,
             total=total,
-            desc=self.draws.stage,
+            desc=self.sampler.stage,
             disable=not self.accelerator.is_local_main_process,
         )
-        began, recent = time.perf_counter(), []
+        began, recent, items = time.perf_counter(), [], 0
         for _ in bar:
-            recent.append(self._step())
+            batch = self.make_batch(self.step, self.sampler)
+            items += len(next(iter(batch.values()))) * self.accelerator.num_processes
+            recent.append(self._step(batch))
             if self.step % config.log_every == 0 or self.step == total:
                 terms = {name: float(torch.stack([each[name] for each in recent]).mean()) for name in recent[0]}
-                pairs = len(recent) * config.batch_size * self.accelerator.num_processes
-                self._log(terms, pairs / (time.perf_counter() - began))
+                self._log(terms, items / (time.perf_counter() - began))
                 bar.set_postfix(loss=f"{terms['loss']:.4f}")
-                began, recent = time.perf_counter(), []
-            if self.step % config.checkpoint_every == 0 or self.step == total:
-                save_checkpoint(self.accelerator, self.folder, self.step)
+                began, recent, items = time.perf_counter(), [], 0
             if self.step % config.validate_every == 0 or self.step == total:
                 with self.averaged_weights():
                     on_validate(self.step)
-                began, recent = time.perf_counter(), []
+                began, recent, items = time.perf_counter(), [], 0
+            # Last, so that a run that goes on from a checkpoint has lost nothing that belongs to its steps.
+            if self.step % config.checkpoint_every == 0 or self.step == total:
+                save_checkpoint(self.accelerator, self.folder, self.step)
 
-    def _step(self) -> dict[str, torch.Tensor]:
-        batch = self.make_batch(self.step, self.draws)
+    def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
         batch = {name: _move(tensor, self.accelerator.device) for name, tensor in batch.items()}
         with self.accelerator.autocast():
-            terms = self.module(batch, self.draws.generator(self.step, "noise"))
+            terms = self.module(batch, self.sampler.generator(self.step, "noise"))
         self._check_finite("loss", terms["loss"])
         self.accelerator.backward(terms["loss"])
         terms = {name: term.detach() for name, term in terms.items()}
+        # Once for all models: they share the optimizer, whose gradients may be unscaled only once.
+        self.accelerator.unscale_gradients(self.optimizer)
         for name, model in self.models.items():
-            norm = self.accelerator.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
-            self._check_finite(f"gradient norm of the {name}", norm)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+            if self.accelerator.scaler is None:  # a loss scaler skips such a step by itself
+                self._check_finite(f"gradient norm of the {name}", norm)
             terms[f"grad_norm_{name}"] = norm
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
-        for name, model in self.models.items():
-            self.averages[name].step(model.parameters())
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+            for name, model in self.models.items():
+                self.averages[name].step(model.parameters())
         self.step += 1
         return terms
 
@@ -143,19 +156,18 @@ class StageTrainer:
                 self.averages[name].restore(model.parameters())
                 model.train()
 
-    def _log(self, terms: dict[str, float], pairs_per_second: float) -> None:
+    def _log(self, terms: dict[str, float], items_per_second: float) -> None:
         """One line: the means of the terms since the last one, on the main process."""
         if not self.accelerator.is_main_process:
             return
         line = {
-            "stage": self.draws.stage,
+            "stage": self.sampler.stage,
             "step": self.step,
             **{name: round(value, 6) for name, value in terms.items()},
             "learning_rate": self.schedule.get_last_lr()[0],
-            "pairs_per_second": round(pairs_per_second, 2),
+            "items_per_second": round(items_per_second, 2),
         }
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.folder / "metrics.jsonl", json.dumps(line))
 
 
 def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """`wardrobe`: pairs drawn by code from a seed, any number of them, at any size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from PIL import Image
 
 from .canvas import FACE, GARMENT, HEAD, PERSON
@@ -11,7 +12,19 @@ from .painter import paint_pair
 SEEDS_PER_SPLIT = 10_000_000
 SPLITS = {"train": 0, "validation": SEEDS_PER_SPLIT, "test": 2 * SEEDS_PER_SPLIT}  # first seed of each
 SMALLEST, LARGEST = 64, 1024
+DRAWING = 1  # raised whenever any seed gives other pixels, so that no cache outlives the code that filled it
 RUN = 8  # in every run of this many, the last wears the outfit of the one before
+
+OUTFIT_SIDES = {
+    "bag": "bag_side",
+    "bare shoulder": "bare_shoulder",
+    "longer hem": "hem_drop",
+    "rolled sleeve": "rolled_sleeve",
+}
+"""One-sided things of an outfit, and the field whose sign is the wearer's side (0: there is none)."""
+
+HAIR_SIDE = "hair side"
+"""The name of the side to which hair is parted, tied or swept; it belongs to the person, not to the outfit."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,11 @@ class Wardrobe:
     def capacity(self) -> int:
         """How many different rows there are."""
         return SEEDS_PER_SPLIT
+
+    @property
+    def key(self) -> str:
+        """What the pixels of a row depend on besides its index."""
+        return f"wardrobe {DRAWING} {self.split} {self.size}"
 
     def seed(self, index: int) -> int:
         """The seed of a row: no two rows of any split share one."""
@@ -61,6 +79,22 @@ class Wardrobe:
             "front_face": Image.fromarray(front_masks[FACE]),
             "attributes": describe(outfit, person, scene),
         }
+
+    def other_side_fronts(self, index: int) -> dict[str, np.ndarray]:
+        """The front of a row, drawn again for each one-sided thing with that thing alone on the other side.
+
+        Returns:
+            `size x size x 3` uint8 pictures by the thing's name. Hair is always among them; where it is symmetric its
+            picture equals the true front.
+        """
+        outfit, person, scene, _ = self.scene(index)
+        moved = {
+            name: (replace(outfit, **{field: -getattr(outfit, field)}), person)
+            for name, field in OUTFIT_SIDES.items()
+            if getattr(outfit, field)
+        }
+        moved[HAIR_SIDE] = outfit, replace(person, hair_side=-person.hair_side)
+        return {name: paint_pair(self.size, *worn, scene)[1].picture() for name, worn in moved.items()}
 
 
 def describe(outfit: Outfit, person: Person, scene: Scene) -> dict[str, str | int | float | bool]:

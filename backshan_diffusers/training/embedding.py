@@ -1,0 +1,123 @@
+"""What of a finished run goes into the package: weights in half precision, and the record of how they were made."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from ..pipelines import BackToFrontPipeline
+from .config import STAGES
+
+LIMIT = 40e6
+"""Bytes that the embedded folder may have."""
+
+
+def embed(run: Path, target: Path) -> int:
+    """Put the last stage's pipeline at `target`, in half precision and without the paths of the run.
+
+    The text encoder stays in float32: transformers loads weights in the type of their file, diffusers does not.
+
+    Args:
+        run: output folder of a training run.
+        target: a folder that does not exist yet, or a pipeline that is replaced once the new one is complete.
+
+    Returns:
+        Size of the folder in bytes.
+
+    Raises:
+        ValueError: if the run is not finished, its pipeline is larger than `LIMIT`, or `target` is something else.
+    """
+    finished = run / STAGES[-1] / "pipeline"
+    if not (finished / BackToFrontPipeline.config_name).exists():
+        raise ValueError(f"{run} holds no finished run: train one with examples/configs/mini.yaml first.")
+    if target.exists() and not (target / BackToFrontPipeline.config_name).exists():
+        raise ValueError(f"{target} is no pipeline, so it is not replaced: name a pipeline's folder or a new one.")
+    pipeline = BackToFrontPipeline.from_pretrained(finished)
+    for model in (pipeline.vae, pipeline.unet, pipeline.controlnet):
+        model.to(torch.float16)
+    pending = target.with_name(f"{target.name}.tmp")
+    shutil.rmtree(pending, ignore_errors=True)
+    try:
+        pipeline.save_pretrained(pending)
+        _forget_origin(pending)
+        size = sum(path.stat().st_size for path in pending.rglob("*") if path.is_file())
+        if size > LIMIT:
+            raise ValueError(
+                f"the pipeline has {size / 1e6:.1f} MB, over the {LIMIT / 1e6:.0f} allowed: train a smaller one."
+            )
+        replace_folder(pending, target)
+    finally:
+        shutil.rmtree(pending, ignore_errors=True)
+    return size
+
+
+def _forget_origin(folder: Path) -> None:
+    """Drop from every component's config the folder it was loaded from, which is nobody's business."""
+    for path in folder.glob("*/*config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if "_name_or_path" in config:
+            del config["_name_or_path"]
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename the folder `new` to `target`; what `target` was is put aside first, and back if that fails.
+
+    A process that was killed in between has left the old folder as `target.old`: the next call puts it back first.
+    """
+    old = target.with_name(f"{target.name}.old")
+    _put_back(old, target)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    finally:
+        _put_back(old, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    if old.exists() and not target.exists():
+        old.rename(target)
+
+
+def record(run: Path, folder: Path) -> None:
+    """Copy the config, log and held-out L1 of each stage of a run, and draw their curves, as `curves.png`.
+
+    Args:
+        run: output folder of a training run.
+        folder: is made if it is missing; its other files stay.
+    """
+    # here, because embedding alone draws nothing
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = [name for name in STAGES if (run / name / "pipeline").exists()]
+    figure = Figure(figsize=(4 * len(stages), 3), layout="constrained")
+    for axis, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+        log, held_out = run / stage / "metrics.jsonl", run / stage / "validation.csv"
+        _copy(run / stage / "training_config.yaml", folder / f"{stage}.yaml")
+        _copy(log, folder / f"{stage}.jsonl")
+        _copy(held_out, folder / f"{stage}-validation.csv")
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        axis.plot([line["step"] for line in lines], [line["loss"] for line in lines], lw=0.6, label="training loss")
+        rows = csv.reader(held_out.read_text(encoding="utf-8").splitlines())
+        points = [(int(step), float(value)) for step, value in rows]
+        axis.plot(*zip(*points, strict=True), "o-", label="held-out L1 in [0, 1]")
+        axis.set(title=stage, xlabel="step", yscale="log")
+        axis.legend(fontsize="small")
+    pending = folder / "curves.tmp"
+    figure.savefig(pending, dpi=80, format="png")
+    os.replace(pending, folder / "curves.png")
+
+
+def _copy(source: Path, target: Path) -> None:
+    pending = target.with_suffix(".tmp")
+    shutil.copyfile(source, pending)
+    os.replace(pending, target)
