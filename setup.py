@@ -24,6 +24,7 @@ DEPENDENCIES = [
     ("tokenizers>=0.22", "train", "the alphabet of a small model's tokenizer; transformers 5.0's own lower bound"),
     ("matplotlib>=3.9", "train", "curves of a finished run"),
     ("scikit-image>=0.25", "eval", "structural similarity and colour difference"),
+    ("scipy>=1.13", "test", "intervals and means that the statistics are compared with"),
     ("pytest>=8.0", "test", "runs the tests"),
     ("pytest-xdist>=3.6", "test", "runs them in two processes"),
     ("ruff>=0.12", "test", "style, part of `make test`"),

@@ -16,7 +16,8 @@ from pathlib import Path
 from report import ROOT, Parser, Table, git_state, output_file, peak_memory_mib, publish
 
 LEFT_OUT = ("PYTHONPATH", "PYTHONHOME", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-"""Variables that would lead from the clone to what is installed elsewhere, or to the options of another `make`."""
+"""Variables that would lead from the clone to what is installed elsewhere, or to the options of another `make`. Git's
+own are left out as well."""
 
 
 def parse(arguments: Sequence[str]) -> tuple[Parser, argparse.Namespace]:
@@ -65,12 +66,22 @@ def measure(repository: Path, commit: str, target: str) -> Iterator[dict]:
     """
     with tempfile.TemporaryDirectory(prefix="fresh-clone-") as folder:
         clone = Path(folder, "clone")
-        subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(repository), str(clone)], check=True)
-        subprocess.run(["git", "checkout", "--quiet", "--detach", commit], cwd=clone, check=True)
+        git("clone", "--quiet", "--no-checkout", str(repository), str(clone), cwd=Path(folder))
+        git("checkout", "--quiet", "--detach", commit, cwd=clone)
         yield {"target": target, "installs": True, **make(clone, target)}
         installed = ("--exclude=.venv", "--exclude=*.egg-info")
-        subprocess.run(["git", "clean", "--quiet", "-dffx", *installed], cwd=clone, check=True)
+        git("clean", "--quiet", "-dffx", *installed, cwd=clone)
         yield {"target": target, "installs": False, **make(clone, target)}
+
+
+def git(*arguments: str, cwd: Path) -> None:
+    """Run git on the repository in `cwd` and no other."""
+    subprocess.run(["git", *arguments], cwd=cwd, check=True, env=outside())
+
+
+def outside() -> dict[str, str]:
+    """The environment without what leads elsewhere: to another installation, another `make`, another repository."""
+    return {name: value for name, value in os.environ.items() if name not in LEFT_OUT and not name.startswith("GIT_")}
 
 
 def make(clone: Path, target: str) -> dict[str, float]:
@@ -78,10 +89,9 @@ def make(clone: Path, target: str) -> dict[str, float]:
 
     The kernel hands over the memory with the process that ended, so that no run sees the peak of another one.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
     began = time.perf_counter()
     # 2: standard output holds the tables alone
-    process = subprocess.Popen(["make", target], cwd=clone, stdout=2, env={**environment, "PIP_NO_CACHE_DIR": "1"})
+    process = subprocess.Popen(["make", target], cwd=clone, stdout=2, env={**outside(), "PIP_NO_CACHE_DIR": "1"})
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)  # so that it is not waited for again

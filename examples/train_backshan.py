@@ -1,6 +1,7 @@
 """Train a back-to-front model: `accelerate launch examples/train_backshan.py --config FILE --output_dir DIR`.
 
-Any field of the config may follow as `--field value`. To resume, run the same command again.
+Any field of the config that is one text, number or switch may follow as `--field value`. To resume, run the same
+command again.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from backshan_diffusers.training.config import ConfigError, TrainingConfig, load
 from backshan_diffusers.training.run import TrainingRun
 
 
-def parse_arguments(arguments: list[str] | None = None) -> tuple[TrainingConfig, bool]:
-    """The resolved config, and whether only to show it."""
+def build_parser() -> argparse.ArgumentParser:
+    """`--config`, `--dry_run`, and every field of the config that is one text, number or switch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file with fields of the config.")
     parser.add_argument("--dry_run", action="store_true", help="Print the config and the models' sizes, and stop.")
@@ -25,7 +26,12 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[TrainingConfig,
     for entry in fields(TrainingConfig):
         if (reader := _READERS.get(_without_none(hints[entry.name]))) is not None:
             parser.add_argument(f"--{entry.name}", type=reader, help=entry.metadata["help"])
-    values = vars(parser.parse_args(arguments))
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple[TrainingConfig, bool]:
+    """The resolved config, and whether only to show it."""
+    values = vars(build_parser().parse_args(arguments))
     config_file, dry_run = values.pop("config"), values.pop("dry_run")
     return load_config(config_file, **{key: value for key, value in values.items() if value is not None}), dry_run
 

@@ -305,6 +305,22 @@ def test_fresh_clone_measures_the_commit_with_and_without_the_installation(repos
     assert len(run.stdout.splitlines()) == 7
 
 
+def test_fresh_clone_leaves_other_repositories_alone(repository, tmp_path):
+    """As where it is started from a hook: git then names the repository in variables."""
+    other = tmp_path / "other"
+    subprocess.run(["git", "init", "-q", str(other)], check=True)
+    subprocess.run(["git", *IDENTITY, "commit", "-q", "--allow-empty", "-m", "mine"], cwd=other, check=True)
+    (other / "untracked").touch()
+    head = (other / ".git" / "HEAD").read_text()
+    clone = ["import sys; sys.path.insert(0, 'benchmarks'); import fresh_clone, pathlib"]
+    clone += ["commit = fresh_clone.git_state()[0]", f"import os; os.environ.update(GIT_DIR={str(other / '.git')!r})"]
+    clone += [f"os.environ.update(GIT_WORK_TREE={str(other)!r})"]
+    clone += ["print(len(list(fresh_clone.measure(fresh_clone.ROOT, commit, 'demo'))))"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(clone)], cwd=repository, capture_output=True, text=True)
+    assert done.stdout == "2\n", done.stderr
+    assert (other / ".git" / "HEAD").read_text() == head and (other / "untracked").exists()
+
+
 def test_fresh_clone_says_what_failed(repository, tmp_path):
     subprocess.run(["git", *IDENTITY, "commit", "-q", "-a", "-m", "no rules"], cwd=repository, check=True)
     path = tmp_path / "clone.json"

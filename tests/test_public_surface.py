@@ -1,11 +1,17 @@
 """What users depend on. A change here is a decision: say so in the commit, and change this file with it."""
 
+import importlib.util
 import inspect
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 import backshan_diffusers
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline, BackToFrontPipelineOutput, cli, data
+from backshan_diffusers.training.config import TrainingConfig
+
+ROOT = Path(__file__).parents[1]
 
 
 def options_of(parser):
@@ -55,6 +61,20 @@ def test_options_of_generate_and_their_defaults():
     }
     long = {f"--{name.replace('_', '-')}" for name in options if name != "backs"}
     assert options_of(commands()["generate"]) == {"-h", "--help", "-o", *long}
+
+
+def test_options_of_the_training_script():
+    spec = importlib.util.spec_from_file_location("train_backshan", ROOT / "examples" / "train_backshan.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    scalars = {
+        *("output_dir", "base_model", "source", "train_pairs", "validation_pairs", "conditioning", "mirror", "prompt"),
+        *("seed", "objective", "condition_dropout", "prompt_dropout", "kl_weight", "edge_weight", "colour_weight"),
+        *("max_steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "ema_decay"),
+        *("log_every", "checkpoint_every", "validate_every"),
+    }
+    assert options_of(script.build_parser()) == {"-h", "--help", "--config", "--dry_run", *(f"--{n}" for n in scalars)}
+    assert {entry.name for entry in fields(TrainingConfig)} == scalars | {"model", "crop_sizes", "stages"}
 
 
 def test_load_pairs():

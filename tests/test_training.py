@@ -6,15 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
-from diffusers import ControlNetModel, StableDiffusionPipeline
+from diffusers import ControlNetModel, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from diffusers.models.resnet import ResnetBlock2D
 from filelock import FileLock
 from PIL import Image
@@ -23,9 +27,9 @@ from tiny import TINY, tiny_pipeline
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
 from backshan_diffusers.conditioning import CONDITIONINGS
-from backshan_diffusers.data import load_pairs, wardrobe
+from backshan_diffusers.data import Pairs, load_pairs, wardrobe
 from backshan_diffusers.objective import PRESETS, Objective, backshan_loss, cosine_matrix, pair_accuracy
-from backshan_diffusers.training import caching
+from backshan_diffusers.training import caching, validation
 from backshan_diffusers.training.base import open_base
 from backshan_diffusers.training.batches import (
     StepSampler,
@@ -40,8 +44,8 @@ from backshan_diffusers.training.checkpoints import checkpoint_steps, save_check
 from backshan_diffusers.training.config import STAGES, ConfigError, TrainingConfig, load_config
 from backshan_diffusers.training.records import check_record, write_record
 from backshan_diffusers.training.run import TrainingRun
-from backshan_diffusers.training.scratch import ModelSize, build_pipeline
-from backshan_diffusers.training.stages import AutoencoderStage, ControlStage, PriorStage, diffuse
+from backshan_diffusers.training.scratch import ModelSize, build_controlnet, build_pipeline
+from backshan_diffusers.training.stages import AutoencoderStage, ControlStage, PriorStage, diffuse, noise_schedule
 from backshan_diffusers.training.trainer import StageTrainer, learning_rate_factor
 from backshan_diffusers.training.validation import generate, rebuild
 from backshan_diffusers.training.whitening import whiten_latents
@@ -80,7 +84,7 @@ def control_inputs(pipeline, batch: int = 4) -> dict:
         "prompts": torch.randn(batch, 7, 16, generator=generator),
         "back_control": torch.rand(batch, 3, 64, 64, generator=generator),
         "front_control": torch.rand(batch, 3, 64, 64, generator=generator),
-        "groups": torch.arange(batch),
+        "groups": torch.arange(batch) // 2,
         "shown": torch.tensor([True] * (batch - 1) + [False]),
     }
 
@@ -224,15 +228,22 @@ def test_a_new_model_passes_signals_on_and_adds_nothing():
 def test_a_new_controlnet_is_silent_but_hears_pictures(conditioning):
     controlnet = build_pipeline(ModelSize(), 0, conditioning=conditioning).controlnet
     picture = torch.full((1, controlnet.config.conditioning_channels, 32, 32), 0.8)
-    heard = []
+    embedding = controlnet.controlnet_cond_embedding
+    heard, first = [], []
     for direction in torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]):
         changed = picture.clone()
         changed[:, -3:] += 0.1 * direction[:, None, None] / direction.norm()
-        difference = controlnet.controlnet_cond_embedding(changed) - controlnet.controlnet_cond_embedding(picture)
-        heard.append(float(difference.square().mean().sqrt()) / 0.1)
+        heard.append(float((embedding(changed) - embedding(picture)).square().mean().sqrt()) / 0.1)
+        first.append(float((embedding.conv_in(changed) - embedding.conv_in(picture)).norm()))
     assert min(heard) > 0.1, heard  # 0 with the usual last convolution
     if "rgb" in conditioning:
-        assert min(heard[1:]) > 1.5 * heard[0]  # colours differ less than brightness does
+        assert min(first[1:]) > 2 * first[0]  # colours differ less than brightness does
+        grey = torch.zeros_like(picture)
+        grey[:, -3:] = 0.8
+        middle = controlnet.controlnet_cond_embedding.conv_in(grey)[..., 1:-1, 1:-1]
+        torch.testing.assert_close(middle, torch.zeros_like(middle), atol=1e-5, rtol=0)
+        light = controlnet.controlnet_cond_embedding.conv_in(grey + grey / 8)[..., 8, 8].norm()
+        assert 0.1 < light < 0.6  # 0.1 brighter in each colour
     noised, text = torch.randn(1, 8, 8, 8), torch.zeros(1, 7, 64)
     residuals = controlnet(noised, torch.tensor([10]), text, picture)
     assert not BackshanControlNetModel.control_features(residuals).any()
@@ -376,6 +387,23 @@ def test_a_cache_belongs_to_its_rows_and_to_the_code_that_drew_them(tmp_path, mo
     assert cache_pairs(rows, tmp_path, workers=1).key != first.key
 
 
+def test_a_source_made_as_the_docs_say_can_be_trained_on(tmp_path):
+    class Greys:
+        capacity, size, key = 5, 32, "greys 1"
+
+        def row(self, index):
+            picture = Image.new("RGB", (32, 32), (index, index, index))
+            return {"back": picture, "front": picture, "group_id": str(index // 2)}
+
+    with pytest.MonkeyPatch.context() as patch:  # what is local to a test cannot be sent to another process
+        patch.setattr(
+            caching, "ProcessPoolExecutor", lambda workers, mp_context: nullcontext(SimpleNamespace(map=map))
+        )
+        pairs = cache_pairs(Pairs(Greys(), range(5)), tmp_path, workers=1)
+    assert pairs.backs[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert pairs.groups.tolist() == [0, 0, 1, 1, 2]
+
+
 def test_latents_are_cached_by_the_autoencoders_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(caching, "SHARD", 3)
     pairs, pipeline = pair_arrays(), tiny_pipeline()
@@ -418,6 +446,13 @@ def test_whitening_changes_latents_and_not_what_they_stand_for():
     np.testing.assert_allclose(after.var.amin((0, 2, 3)), variance, rtol=1e-3)
     np.testing.assert_allclose(after.var.amax((0, 2, 3)), variance, rtol=1e-3)
     assert vae.config.scaling_factor == 1
+
+
+def test_an_empty_latent_direction_is_refused():
+    vae = tiny_pipeline().vae
+    vae.quant_conv.weight.data[1] = 2 * vae.quant_conv.weight.data[0]
+    with pytest.raises(FloatingPointError, match="leaves a latent direction empty"):
+        whiten_latents(vae, pair_arrays().fronts)
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -483,6 +518,36 @@ def test_the_first_weights_are_drawn_from_the_seed(finished, tmp_path):
     )
 
 
+def test_a_run_from_nothing_records_what_its_config_says(tmp_path):
+    says = {"conditioning": "canny", "mirror": False, "prompt": "seen from ahead", "seed": 3}
+    folder = train(tmp_path, max_steps=1, checkpoint_every=1, stages={"vae": {}, "prior": {}}, **says)
+    controlnet = BackToFrontPipeline.from_pretrained(folder).controlnet
+    recorded = controlnet.config
+    assert (recorded.conditioning, recorded.mirror) == ("canny", False)
+    assert recorded.default_prompt == "seen from ahead" and recorded.image_size == 64
+    assert (recorded.default_guidance_scale, recorded.default_num_inference_steps) == (1.0, 20)
+    unet = BackToFrontPipeline.from_pretrained(folder).unet
+    read = {"conditioning": "canny", "mirror": False}
+    same, other = (build_controlnet(unet, TINY, seed, **read).controlnet_cond_embedding for seed in (3, 4))
+    assert torch.equal(controlnet.controlnet_cond_embedding.conv_out.weight, same.conv_out.weight)
+    assert not torch.equal(controlnet.controlnet_cond_embedding.conv_out.weight, other.conv_out.weight)
+    first = BackToFrontPipeline.from_pretrained(tmp_path / "vae" / "pipeline").unet.conv_in.weight
+    assert torch.equal(first, build_pipeline(TINY, 3).unet.conv_in.weight)
+
+
+def test_pictures_are_made_a_few_at_a_time_each_as_if_alone(monkeypatch):
+    monkeypatch.setattr(validation, "AT_ONCE", 3)
+    pipeline, pictures = tiny_pipeline(), pair_arrays().backs[:4]
+    fronts = generate(pipeline, pictures, seed=5)
+    for index, front in enumerate(fronts):
+        generator = torch.Generator().manual_seed(5 + index)
+        alone = pipeline(Image.fromarray(pictures[index]), generator=generator).images[0]
+        np.testing.assert_allclose(np.asarray(front, int), np.asarray(alone, int), atol=1)
+    again = [rebuild(pipeline.vae, pictures[index : index + 1])[0] for index in range(4)]
+    for one, other in zip(rebuild(pipeline.vae, pictures), again, strict=True):
+        np.testing.assert_allclose(np.asarray(one, int), np.asarray(other, int), atol=1)
+
+
 def test_held_out_errors_are_those_of_the_saved_weights(finished):
     held_out = cache_pairs(load_pairs("wardrobe", split="validation", size=64, count=2), finished / "cache", 1)
     for stage in STAGES:
@@ -528,12 +593,36 @@ def test_a_folder_is_not_trained_on_with_other_values(finished, changes):
     assert (finished / "vae" / "training_config.yaml").read_bytes() == before
 
 
+def test_an_unfinished_stage_is_not_trained_on_with_other_values(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "joint" / "pipeline")
+    shutil.rmtree(run / "joint" / "checkpoint-4")
+    with pytest.raises(ConfigError, match="joint was trained with batch_size 2, not 4"):
+        train(run, stages={"vae": {}, "prior": {}, "controlnet": {}, "joint": {"batch_size": 4}})
+    assert checkpoint_steps(run / "joint") == [2]
+
+
+@pytest.mark.parametrize("change", [(4, 8), (8, 4)])
 @pytest.mark.parametrize(("done", "refused"), [(2, False), (3, True)])
-def test_a_run_may_be_lengthened_until_its_rate_falls(tmp_path, done, refused):
-    write_record(tmp_path, {"max_steps": 4})
+def test_a_run_may_be_made_longer_or_shorter_until_its_rate_falls(tmp_path, change, done, refused):
+    before, after = change
+    write_record(tmp_path, {"max_steps": before})
     assert learning_rate_factor(2, 1, 4) == 1 > learning_rate_factor(3, 1, 4)
     with pytest.raises(ConfigError) if refused else nullcontext():
-        check_record(tmp_path, {"max_steps": 8}, done)
+        check_record(tmp_path, {"max_steps": after}, done)
+
+
+def test_checkpoints_without_a_record_are_not_gone_on_from(tmp_path):
+    check_record(tmp_path, {"max_steps": 4}, 0)
+    with pytest.raises(ConfigError, match="was trained without training_config.yaml"):
+        check_record(tmp_path, {"max_steps": 4}, 2)
+
+
+def test_the_record_says_what_trained(finished):
+    record = yaml.safe_load((finished / "joint" / "training_config.yaml").read_text())
+    assert (record["processes"], record["mixed_precision"], record["device"]) == (1, "no", "cpu")
+    assert record["packages"]["torch"] == version("torch")
 
 
 def test_a_run_may_not_go_on_with_another_number_of_processes(tmp_path):
@@ -610,6 +699,24 @@ def test_a_line_of_the_log_is_the_mean_since_the_last_one(tmp_path):
     each = [line["loss"] for line in lines[1]]
     assert [line["loss"] for line in lines[2]] == pytest.approx([np.mean(each[:2]), np.mean(each[2:])], abs=2e-6)
     assert [line["step"] for line in lines[2]] == [2, 4]
+
+
+def test_validation_between_two_lines_of_the_log_loses_no_step(tmp_path):
+    stage, make_batch = prior_stage()
+    every = {"log_every": 4, "checkpoint_every": 4, "validate_every": 3}
+    trainer = StageTrainer(Accelerator(), stage, make_batch, config(tmp_path, **every), "prior", tmp_path)
+    single, module = [], trainer.module.forward
+
+    def spy(*inputs):
+        terms = module(*inputs)
+        single.append(float(terms["loss"]))
+        return terms
+
+    trainer.module.forward = spy
+    trainer.train(lambda step: time.sleep(0.5))
+    (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(single) == 4 and line["loss"] == pytest.approx(np.mean(single), abs=2e-6)
+    assert line["items_per_second"] > 0
 
 
 def test_averaged_weights_are_what_is_saved_and_what_is_restored(tmp_path):
@@ -701,6 +808,7 @@ def test_numbers_are_read_as_the_fields_mean_them(tmp_path):
     read = load_config(path, output_dir="out")
     assert (read.learning_rate, read.max_steps, read.kl_weight) == (0.0005, 100, 1.0)
     assert isinstance(read.max_steps, int) and isinstance(read.kl_weight, float)
+    assert load_config(path, output_dir="out", seed=2**53 + 1).seed == 2**53 + 1
     assert read.crop_sizes == (64,) and read.mirror is False and read.conditioning is None
     assert read.stages == {"vae": {}}
 
@@ -726,6 +834,9 @@ def test_numbers_are_read_as_the_fields_mean_them(tmp_path):
         ("batch_size: 0", "batch_size is 0"),
         ("batch_size: 2.5", "batch_size is 2.5: give a whole number"),
         ("batch_size: true", "batch_size is True: give a whole number"),
+        (f"batch_size: {'9' * 400}.5", "give a whole number"),
+        ("seed: -1", "seed is -1: give a number from 0"),
+        (f"seed: {2**63}", "give a number from 0"),
         ("batch_size: many", "batch_size is 'many': give a whole number"),
         ("learning_rate: .nan", "learning_rate is nan: give a number"),
         ("learning_rate: 0", "learning_rate is 0.0: give a positive"),
@@ -759,12 +870,13 @@ def test_bad_configs_are_one_sentence(tmp_path, text, message):
 
 def test_a_base_of_ours_keeps_what_it_records(tmp_path):
     saved = tiny_pipeline(mirror=False, default_prompt="seen from ahead", default_guidance_scale=3.0)
+    saved.controlnet.register_to_config(image_size=128)
     saved.save_pretrained(tmp_path)
-    opened = open_base(str(tmp_path)).controlnet
+    opened = open_base(str(tmp_path), 0).controlnet
     for name in ("conditioning", "mirror", "image_size", "default_prompt", "default_guidance_scale"):
         assert opened.config[name] == saved.controlnet.config[name]
     assert torch.equal(opened.conv_in.weight, saved.controlnet.conv_in.weight)
-    told = open_base(str(tmp_path), mirror=True, conditioning="canny+rgb").controlnet
+    told = open_base(str(tmp_path), 0, mirror=True, conditioning="canny+rgb").controlnet
     assert told.config.mirror and told.config.conditioning == "canny+rgb"
     assert told.config.default_prompt == "seen from ahead"
 
@@ -774,27 +886,50 @@ def test_a_base_with_a_stock_controlnet_reads_edges_unless_told(tmp_path):
     stock = ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(4, 4, 4, 8))
     pipeline.register_modules(controlnet=stock)
     pipeline.save_pretrained(tmp_path)
-    opened = open_base(str(tmp_path)).controlnet
+    opened = open_base(str(tmp_path), 0).controlnet
     assert isinstance(opened, BackshanControlNetModel)
     assert (opened.config.conditioning, opened.config.image_size) == ("canny", 64)
     assert torch.equal(opened.conv_in.weight, stock.conv_in.weight)
-    assert open_base(str(tmp_path), conditioning="canny+rgb").controlnet.config.conditioning == "canny+rgb"
+    assert open_base(str(tmp_path), 0, conditioning="canny+rgb").controlnet.config.conditioning == "canny+rgb"
 
 
 def test_a_base_without_controlnet_gets_one(tmp_path):
     parts = tiny_pipeline(seed=3).components
     del parts["controlnet"], parts["image_encoder"]
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(tmp_path)
-    opened = open_base(str(tmp_path), mirror=False)
+    opened = open_base(str(tmp_path), 0, mirror=False)
     assert isinstance(opened, BackToFrontPipeline)
     assert torch.equal(opened.controlnet.conv_in.weight, parts["unet"].conv_in.weight)
     assert (opened.controlnet.config.conditioning, opened.controlnet.config.mirror) == ("rgb", False)
     assert opened.controlnet.config.image_size == 64
+    embeddings = [open_base(str(tmp_path), seed).controlnet.controlnet_cond_embedding for seed in (0, 0, 1)]
+    first, again, other = (embedding.conv_in.weight for embedding in embeddings)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_base_without_controlnet_needs_latents_of_an_eighth(tmp_path):
+    parts = build_pipeline(replace(TINY, vae_channels=(8, 8, 8), condition_channels=(4, 4, 8)), 0).components
+    del parts["controlnet"], parts["image_encoder"]
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="give a pipeline that has a ControlNet"):
+        open_base(str(tmp_path), 0)
+
+
+def test_noise_is_added_as_the_base_was_trained_whatever_samples_it():
+    ours = tiny_pipeline().scheduler
+    ancestral = EulerAncestralDiscreteScheduler.from_config(ours.config)
+    latents, noise, steps = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    torch.testing.assert_close(
+        noise_schedule(ancestral).add_noise(latents, noise, steps), ours.add_noise(latents, noise, steps)
+    )
+    ours.register_to_config(prediction_type="sample")
+    with pytest.raises(ConfigError, match="predicts sample"):
+        noise_schedule(ours)
 
 
 def test_a_base_that_cannot_be_used_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="^the base_model .* cannot be used: ") as refused:
-        open_base(str(tmp_path / "nothing"))
+        open_base(str(tmp_path / "nothing"), 0)
     assert "\n" not in str(refused.value)
 
 
@@ -833,6 +968,20 @@ def test_batches_hold_the_recorded_prompt_the_empty_one_and_the_groups(tmp_path)
     assert {"latents", "back_control", "front_control", "shown"} < set(batch)
     plain = run._control_stage(replace(settings, objective="mse"), pipeline, pairs)[1](0, StepSampler(0, "controlnet"))
     assert "front_control" not in plain
+    for share in (0.0, 1.0):
+        dropped = replace(settings, condition_dropout=share, prompt_dropout=share)
+        batch = run._control_stage(dropped, pipeline, pairs)[1](0, StepSampler(0, "controlnet"))
+        assert batch["shown"].all() == (share == 0) and batch["shown"].any() == (share == 0)
+        assert bool((batch["back_control"] == 1).all()) == (share == 1)
+        prior = run._prior_stage(dropped, pipeline, pairs)[1](0, StepSampler(0, "prior"))
+        assert all(torch.allclose(prompt, encoded[int(share)], atol=1e-5) for prompt in prior["prompts"])
+
+
+def test_the_weights_of_the_autoencoders_loss_are_those_of_the_config(tmp_path):
+    settings = config(tmp_path, kl_weight=0.1, edge_weight=0.2, colour_weight=0.3)
+    stage, _ = TrainingRun(settings)._vae_stage(settings, tiny_pipeline(), pair_arrays())
+    assert (stage.kl_weight, stage.edge_weight) == (0.1, 0.2)
+    torch.testing.assert_close(stage.colours.norm(dim=1), torch.tensor([1, 0.3, 0.3]))
 
 
 @pytest.mark.parametrize("name", [path.name for path in (ROOT / "examples" / "configs").glob("*.yaml")])

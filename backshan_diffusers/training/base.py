@@ -8,9 +8,13 @@ from diffusers import StableDiffusionPipeline
 from ..models import BackshanControlNetModel
 from ..pipelines import BackToFrontPipeline
 from .config import ConfigError
+from .scratch import seeded
+
+CONDITION_FACTOR = 8
+"""Side of a picture over the side of what the stock condition embedding makes of it."""
 
 
-def open_base(name: str, **recorded) -> BackToFrontPipeline:
+def open_base(name: str, seed: int, **recorded) -> BackToFrontPipeline:
     """Open a trained pipeline and give it a ControlNet of ours.
 
     One of ours keeps its weights and what it records. A stock one keeps its weights and is taken to read Canny edges,
@@ -19,6 +23,7 @@ def open_base(name: str, **recorded) -> BackToFrontPipeline:
 
     Args:
         name: pipeline folder or Hub repo id.
+        seed: seeds weights that the base does not have.
         recorded: config fields of [`BackshanControlNetModel`] that win over what the base records.
 
     Raises:
@@ -28,7 +33,13 @@ def open_base(name: str, **recorded) -> BackToFrontPipeline:
         if "controlnet" in BackToFrontPipeline.load_config(name):
             return _with_controlnet_of_ours(BackToFrontPipeline.from_pretrained(name), recorded)
         base = StableDiffusionPipeline.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-        controlnet = BackshanControlNetModel.from_unet(base.unet, **{"image_size": _native_size(base), **recorded})
+        if base.vae_scale_factor != CONDITION_FACTOR:
+            raise ValueError(
+                f"its latents are 1/{base.vae_scale_factor} of a picture's side and a new ControlNet's condition"
+                f" 1/{CONDITION_FACTOR}: give a pipeline that has a ControlNet."
+            )
+        with seeded(seed):
+            controlnet = BackshanControlNetModel.from_unet(base.unet, **{"image_size": _native_size(base), **recorded})
         return BackToFrontPipeline(**base.components, controlnet=controlnet)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the base_model {name} cannot be used: {' '.join(str(error).split())}") from error

@@ -51,7 +51,8 @@ class StepSampler:
 def crop_shape(step: int, batch_size: int, crop_sizes: tuple[int, ...]) -> tuple[int, int]:
     """Side of the crops of a step, and how many pairs they come from.
 
-    `batch_size` pairs give the smallest crops; of larger ones there are fewer, so that a step has no more pixels.
+    `batch_size` pairs give the smallest crops; of larger ones there are fewer, so that a step has about as many
+    pixels, but at least one pair's.
     """
     side = crop_sizes[step % len(crop_sizes)]
     return side, max(1, batch_size * min(crop_sizes) ** 2 // side**2)

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..data import Pairs
 from ..data.arrays import read_arrays
+from .files import complete_file
 
 CHUNK = 64
 """Pairs that a worker process makes at once."""
@@ -114,9 +115,8 @@ def to_pixels(pictures: np.ndarray) -> torch.Tensor:
 
 def save_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write safetensors beside `path` and rename, so that a reader sees all of it or nothing."""
-    pending = path.with_suffix(".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, pending)
-    os.replace(pending, path)
+    with complete_file(path) as pending:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, pending)
 
 
 def _fingerprint(module: torch.nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -103,6 +104,7 @@ class TrainingConfig:
             _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}: give a number that is not negative.")
         for name in _SHARES:
             _check(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}: give a share from 0 to 1.")
+        _check(0 <= self.seed < 2**63, f"seed is {self.seed}: give a number from 0 to 2**63 - 1.")
         for name in ("learning_rate", "max_grad_norm"):
             _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: give a positive number.")
         _check(
@@ -226,12 +228,15 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 
 
 def _number(name: str, value: Any, kind: type) -> int | float:
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
     try:
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else float("nan")
-    except ValueError:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
-    fits = number - number == 0 and (kind is float or number.is_integer())  # neither infinite nor not a number
-    _check(fits, f"{name} is {value!r}: give {_KINDS[kind]}.")
+    _check(
+        math.isfinite(number) and (kind is float or number.is_integer()), f"{name} is {value!r}: give {_KINDS[kind]}."
+    )
     return kind(number)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from ..pipelines import BackToFrontPipeline
 from .config import STAGES
+from .files import complete_file, put_back, replace_folder
 
 LIMIT = 40e6
 """Bytes that the embedded folder may have."""
@@ -32,6 +32,7 @@ def embed(run: Path, target: Path) -> int:
     Raises:
         ValueError: if the run is not finished, its pipeline is larger than `LIMIT`, or `target` is something else.
     """
+    put_back(target)
     finished = run / STAGES[-1] / "pipeline"
     if not (finished / BackToFrontPipeline.config_name).exists():
         raise ValueError(f"{run} holds no finished run: train one with examples/configs/mini.yaml first.")
@@ -40,7 +41,7 @@ def embed(run: Path, target: Path) -> int:
     pipeline = BackToFrontPipeline.from_pretrained(finished)
     for model in (pipeline.vae, pipeline.unet, pipeline.controlnet):
         model.to(torch.float16)
-    pending = target.with_name(f"{target.name}.tmp")
+    pending = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(pending, ignore_errors=True)
     try:
         pipeline.save_pretrained(pending)
@@ -63,28 +64,6 @@ def _forget_origin(folder: Path) -> None:
         if "_name_or_path" in config:
             del config["_name_or_path"]
             path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Rename the folder `new` to `target`; what `target` was is put aside first, and back if that fails.
-
-    A process that was killed in between has left the old folder as `target.old`: the next call puts it back first.
-    """
-    old = target.with_name(f"{target.name}.old")
-    _put_back(old, target)
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    try:
-        new.rename(target)
-    finally:
-        _put_back(old, target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _put_back(old: Path, target: Path) -> None:
-    if old.exists() and not target.exists():
-        old.rename(target)
 
 
 def record(run: Path, folder: Path) -> None:
@@ -112,12 +91,10 @@ def record(run: Path, folder: Path) -> None:
         axis.plot(*zip(*points, strict=True), "o-", label="held-out L1 in [0, 1]")
         axis.set(title=stage, xlabel="step", yscale="log")
         axis.legend(fontsize="small")
-    pending = folder / "curves.tmp"
-    figure.savefig(pending, dpi=80, format="png")
-    os.replace(pending, folder / "curves.png")
+    with complete_file(folder / "curves.png") as pending:
+        figure.savefig(pending, dpi=80, format="png")
 
 
 def _copy(source: Path, target: Path) -> None:
-    pending = target.with_suffix(".tmp")
-    shutil.copyfile(source, pending)
-    os.replace(pending, target)
+    with complete_file(target) as pending:
+        shutil.copyfile(source, pending)

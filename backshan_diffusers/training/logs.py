@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
+
+from .files import complete_file
 
 
 def append_line(path: Path, line: str) -> None:
@@ -33,6 +34,5 @@ def drop_later_lines(path: Path, step: int, step_of: Callable[[str], int]) -> No
         return
     complete = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     kept = "".join(line for line in complete if step_of(line) <= step)
-    pending = path.with_suffix(".tmp")
-    pending.write_text(kept, encoding="utf-8")
-    os.replace(pending, path)
+    with complete_file(path) as pending:
+        pending.write_text(kept, encoding="utf-8")

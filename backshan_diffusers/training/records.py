@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from .config import ConfigError
+from .files import complete_file
 from .trainer import decay_begins
 
 FILE = "training_config.yaml"
@@ -28,9 +29,8 @@ def write_record(folder: Path, values: dict) -> None:
     """Write `values` and the versions of the packages that matter."""
     packages = {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
     text = yaml.safe_dump({**values, "packages": packages}, sort_keys=False)
-    pending = (folder / FILE).with_suffix(".tmp")
-    pending.write_text(text, encoding="utf-8")
-    pending.replace(folder / FILE)
+    with complete_file(folder / FILE) as pending:
+        pending.write_text(text, encoding="utf-8")
 
 
 def check_record(folder: Path, values: dict, steps_done: int | None) -> None:
@@ -47,6 +47,10 @@ def check_record(folder: Path, values: dict, steps_done: int | None) -> None:
     """
     path = folder / FILE
     if not path.exists():
+        if steps_done != 0:
+            raise ConfigError(
+                f"{folder} was trained without {FILE}, so with nobody knows what: give another output_dir."
+            )
         return
     before = yaml.safe_load(path.read_text(encoding="utf-8"))
     for name, value in yaml.safe_load(yaml.safe_dump(values)).items():

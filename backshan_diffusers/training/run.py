@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 
 from ..data import load_pairs
@@ -24,7 +25,7 @@ from .config import ConfigError, TrainingConfig
 from .logs import append_line, csv_step, drop_later_lines
 from .records import check_record, write_record
 from .scratch import build_controlnet, build_pipeline
-from .stages import AutoencoderStage, Batch, ControlStage, PriorStage, StageModule
+from .stages import AutoencoderStage, Batch, ControlStage, PriorStage, StageModule, noise_schedule
 from .trainer import StageTrainer
 from .validation import SHEET_ROWS, generate, mean_l1, rebuild, write_sheet
 from .whitening import whiten_latents
@@ -35,6 +36,10 @@ WHITENED_PICTURES = 1024
 """Training fronts from which the statistics of the latents are taken."""
 
 
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for the first one, which alone draws pairs, validates and writes."""
+
+
 class TrainingRun:
     """Trains every stage of a config that is not finished yet.
 
@@ -43,7 +48,7 @@ class TrainingRun:
     """
 
     def __init__(self, config: TrainingConfig):
-        self.config, self.accelerator = config, Accelerator()
+        self.config, self.accelerator = config, _new_engine()
         self.output_dir = Path(config.output_dir)
 
     def run(self) -> Path:
@@ -65,7 +70,7 @@ class TrainingRun:
         if folder is not None:
             pipeline = BackToFrontPipeline.from_pretrained(folder)
         elif self.config.base_model is not None:
-            pipeline = open_base(self.config.base_model, **self._recorded())
+            pipeline = open_base(self.config.base_model, self.config.seed, **self._recorded())
         else:
             pipeline = build_pipeline(self.config.model, self.config.seed, **self._recorded_from_nothing())
         pipeline.set_progress_bar_config(disable=True)
@@ -106,9 +111,14 @@ class TrainingRun:
 
     def _run_stage(self, name: str, source: Path | None) -> None:
         # A new engine for each stage: what the last stage registered for its checkpoints is no part of this one's.
-        self.accelerator = Accelerator()
+        self.accelerator = _new_engine()
         config, folder, finished = self.config.stage(name), self.output_dir / name, self._finished(name)
-        record = {**asdict(config), "stage": name, "processes": self.accelerator.num_processes}
+        engine = {
+            "processes": self.accelerator.num_processes,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "device": self.accelerator.device.type,
+        }
+        record = {**asdict(config), "stage": name, **engine}
         if (finished / "model_index.json").exists():
             check_record(folder, record, None)
             return
@@ -154,8 +164,8 @@ class TrainingRun:
             indices = sampler.indices(step, config.batch_size, len(pairs.backs))[:count]
             return crop_batch(pairs, indices, side, sampler.generator(step, "crop"))
 
-        weights = (config.kl_weight, config.edge_weight, config.colour_weight)
-        return AutoencoderStage(pipeline.vae, *weights), make_batch
+        weights = {name: getattr(config, name) for name in ("kl_weight", "edge_weight", "colour_weight")}
+        return AutoencoderStage(pipeline.vae, **weights), make_batch
 
     def _prior_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         latents, prompts = self._latents(pipeline, pairs), self._prompts(pipeline)
@@ -164,7 +174,7 @@ class TrainingRun:
             indices = sampler.indices(step, config.batch_size, len(latents))
             return latent_batch(latents, indices, prompts, sampler.generator(step, "prompt"), config.prompt_dropout)
 
-        return PriorStage(pipeline.unet, pipeline.scheduler), make_batch
+        return PriorStage(pipeline.unet, noise_schedule(pipeline.scheduler)), make_batch
 
     def _control_stage(self, config, pipeline, pairs, train_unet: bool = False) -> tuple[StageModule, BatchMaker]:
         latents, prompts = self._latents(pipeline, pairs), self._prompts(pipeline)
@@ -182,7 +192,8 @@ class TrainingRun:
                 batch["groups"] = torch.from_numpy(pairs.groups[indices])
             return batch
 
-        return ControlStage(controlnet, pipeline.unet, pipeline.scheduler, objective, train_unet), make_batch
+        schedule = noise_schedule(pipeline.scheduler)
+        return ControlStage(controlnet, pipeline.unet, schedule, objective, train_unet), make_batch
 
     def _joint_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         return self._control_stage(config, pipeline, pairs, train_unet=True)
@@ -206,7 +217,8 @@ class TrainingRun:
         if name == "vae":
             whiten_latents(pipeline.vae, pairs.fronts[:WHITENED_PICTURES])
         if name == "prior":
-            controlnet = build_controlnet(pipeline.unet, self.config.model, **self._recorded_from_nothing())
+            recorded = self._recorded_from_nothing()
+            controlnet = build_controlnet(pipeline.unet, self.config.model, self.config.seed, **recorded)
             pipeline.register_modules(controlnet=controlnet)
         for model in (pipeline.vae, pipeline.unet, pipeline.controlnet):
             model.to(memory_format=torch.contiguous_format)  # safetensors writes nothing else
@@ -214,6 +226,10 @@ class TrainingRun:
         shutil.rmtree(pending, ignore_errors=True)
         pipeline.save_pretrained(pending)
         pending.rename(folder)
+
+
+def _new_engine() -> Accelerator:
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
 
 
 _STAGES = {

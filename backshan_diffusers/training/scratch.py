@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,10 +90,9 @@ def build_pipeline(size: ModelSize, seed: int, **recorded) -> BackToFrontPipelin
         seed: seeds the weights; the caller's random state is left as it was.
         recorded: config fields of [`BackshanControlNetModel`] (`conditioning`, `mirror`, ...).
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         vae, unet = _build_vae(size), _build_unet(size)
-        controlnet = build_controlnet(unet, size, **recorded)
+        controlnet = build_controlnet(unet, size, seed, **recorded)
         tokenizer = _build_tokenizer()
         text_encoder = _build_text_encoder(size, tokenizer)
     return BackToFrontPipeline(
@@ -104,16 +105,25 @@ def build_pipeline(size: ModelSize, seed: int, **recorded) -> BackToFrontPipelin
     )
 
 
-def build_controlnet(unet: UNet2DConditionModel, size: ModelSize, **recorded) -> BackshanControlNetModel:
-    """Copy the encoder of `unet` into a new ControlNet whose residuals are zero."""
-    controlnet = BackshanControlNetModel.from_unet(
-        unet,
-        conditioning_embedding_out_channels=size.condition_channels,
-        image_size=size.image_size,
-        **recorded,
-    )
-    _open_condition_embedding(controlnet)
+def build_controlnet(unet: UNet2DConditionModel, size: ModelSize, seed: int, **recorded) -> BackshanControlNetModel:
+    """Copy the encoder of `unet` into a new ControlNet whose residuals are zero. Arguments as of `build_pipeline`."""
+    with seeded(seed):
+        controlnet = BackshanControlNetModel.from_unet(
+            unet,
+            conditioning_embedding_out_channels=size.condition_channels,
+            image_size=size.image_size,
+            **recorded,
+        )
+        _open_condition_embedding(controlnet)
     return controlnet
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within, torch's random numbers are those of `seed`; afterwards the caller's go on as if nothing had been."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def _open_condition_embedding(controlnet: BackshanControlNetModel) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
 from torch import nn
 
 from ..models import BackshanControlNetModel
 from ..objective import Objective, backshan_loss, cosine_matrix, noise_mse, pair_accuracy
+from .config import ConfigError
 from .scratch import OPPONENT_COLOURS
 
 Batch = dict[str, torch.Tensor]
@@ -127,6 +128,20 @@ class ControlStage(StageModule):
         if features:
             terms["pair_accuracy"] = pair_accuracy(cosine_matrix(*features).detach(), batch["shown"])
         return terms
+
+
+def noise_schedule(scheduler: SchedulerMixin) -> DDIMScheduler:
+    """The schedule a pipeline was made for, in a form that adds noise, whatever sampler the pipeline comes with.
+
+    Raises:
+        ConfigError: if the U-Net predicts neither noise nor velocity.
+    """
+    schedule = DDIMScheduler.from_config(scheduler.config)
+    if schedule.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ConfigError(
+            f"the U-Net predicts {schedule.config.prediction_type}: begin from one that predicts epsilon or velocity."
+        )
+    return schedule
 
 
 def diffuse(

@@ -104,9 +104,10 @@ class StageTrainer:
                 bar.set_postfix(loss=f"{terms['loss']:.4f}")
                 began, recent, items = time.perf_counter(), [], 0
             if self.step % config.validate_every == 0 or self.step == total:
+                paused = time.perf_counter()
                 with self.averaged_weights():
                     on_validate(self.step)
-                began, recent, items = time.perf_counter(), [], 0
+                began += time.perf_counter() - paused
             # Last, so that a run that goes on from a checkpoint has lost nothing that belongs to its steps.
             if self.step % config.checkpoint_every == 0 or self.step == total:
                 save_checkpoint(self.accelerator, self.folder, self.step)

@@ -15,19 +15,30 @@ from .caching import PairArrays, to_pixels
 
 SHEET_ROWS = 8
 
+AT_ONCE = 8
+"""Pictures that go through a model together: what fits where a training batch does."""
+
 
 @torch.no_grad()
 def rebuild(vae: AutoencoderKL, pictures: np.ndarray) -> list[Image.Image]:
     """What the autoencoder gives back for `N x H x W x 3` uint8 pictures."""
-    decoded = vae.decode(vae.encode(to_pixels(pictures).to(vae.device)).latent_dist.mean).sample
-    values = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte()
-    return [Image.fromarray(picture) for picture in values.permute(0, 2, 3, 1).cpu().numpy()]
+    rebuilt = []
+    for start in range(0, len(pictures), AT_ONCE):
+        pixels = to_pixels(pictures[start : start + AT_ONCE]).to(vae.device)
+        decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample
+        values = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte()
+        rebuilt += [Image.fromarray(picture) for picture in values.permute(0, 2, 3, 1).cpu().numpy()]
+    return rebuilt
 
 
 def generate(pipeline: BackToFrontPipeline, pictures: np.ndarray, seed: int) -> list[Image.Image]:
     """Fronts for `N x H x W x 3` uint8 backs, item i from seed `seed + i`."""
-    generators = [torch.Generator().manual_seed(seed + index) for index in range(len(pictures))]
-    return pipeline([Image.fromarray(picture) for picture in pictures], generator=generators).images
+    fronts = []
+    for start in range(0, len(pictures), AT_ONCE):
+        backs = [Image.fromarray(picture) for picture in pictures[start : start + AT_ONCE]]
+        generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(backs))]
+        fronts += pipeline(backs, generator=generators).images
+    return fronts
 
 
 def write_sheet(pairs: PairArrays, results: list[Image.Image], path: Path) -> None:

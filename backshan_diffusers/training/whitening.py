@@ -8,6 +8,9 @@ from diffusers import AutoencoderKL
 
 from .caching import to_pixels
 
+SMALLEST_SHARE = 1e-8
+"""Of the largest variance of a latent direction: one with less holds rounding errors only."""
+
 
 @torch.no_grad()
 def whiten_latents(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int = 32) -> None:
@@ -26,16 +29,21 @@ def whiten_latents(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int = 3
     means, variance = _moments(vae, pictures, batch_size)
     mu, covariance = means.mean(0), torch.cov(means.T)
     values, vectors = torch.linalg.eigh(covariance)
+    if values.min() < SMALLEST_SHARE * values.max():
+        raise FloatingPointError(
+            "the autoencoder leaves a latent direction empty: train it longer, with a smaller kl_weight, or with fewer"
+            " latent_channels."
+        )
     whiten = vectors @ values.rsqrt().diag() @ vectors.T
     restore = vectors @ values.sqrt().diag() @ vectors.T
 
     channels, encode, decode = len(mu), vae.quant_conv, vae.post_quant_conv
-    weight, bias = encode.weight[:channels, :, 0, 0].double(), encode.bias[:channels].double()
+    weight, bias = encode.weight[:channels, :, 0, 0].cpu().double(), encode.bias[:channels].cpu().double()
     encode.weight[:channels] = (whiten @ weight)[:, :, None, None].to(encode.weight)
     encode.bias[:channels] = (whiten @ (bias - mu)).to(encode.bias)
     encode.weight[channels:] = 0
     encode.bias[channels:] = (whiten.square() @ variance).log().to(encode.bias)
-    weight = decode.weight[:, :, 0, 0].double()
+    weight = decode.weight[:, :, 0, 0].cpu().double()
     decode.weight.copy_((weight @ restore)[:, :, None, None])
     decode.bias.add_((weight @ mu).to(decode.bias))
     vae.register_to_config(scaling_factor=1.0)
@@ -46,6 +54,6 @@ def _moments(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int) -> tuple
     means, variances = [], []
     for start in range(0, len(pictures), batch_size):
         posterior = vae.encode(to_pixels(pictures[start : start + batch_size]).to(vae.device)).latent_dist
-        means.append(posterior.mean.movedim(1, -1).flatten(0, -2).double())
-        variances.append(posterior.var.movedim(1, -1).flatten(0, -2).double())
+        means.append(posterior.mean.movedim(1, -1).flatten(0, -2).cpu().double())
+        variances.append(posterior.var.movedim(1, -1).flatten(0, -2).cpu().double())
     return torch.cat(means), torch.cat(variances).mean(0)

@@ -1,0 +1,44 @@
+"""Files and folders that appear under their names only when they are complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Where to write what becomes `path` at the end of the block; what `path` was stays if the block fails."""
+    pending = path.with_name(f".{path.name}.unfinished")
+    try:
+        yield pending
+        os.replace(pending, path)
+    finally:
+        pending.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename the folder `new` to `target`; what `target` was is put aside first, and back if that fails."""
+    put_back(target)
+    old = _put_aside(target)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    finally:
+        put_back(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def put_back(target: Path) -> None:
+    """Undo what a killed `replace_folder` left behind: where `target` is missing, the folder it was is put back."""
+    if _put_aside(target).exists() and not target.exists():
+        _put_aside(target).rename(target)
+
+
+def _put_aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
