@@ -1,18 +1,24 @@
 """The embedded weights: what they weigh, how they open, and that they do what they were trained for."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionControlNetPipeline
+import yaml
+from diffusers import AutoencoderKL, StableDiffusionControlNetPipeline
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from backshan_diffusers import MINI, BackToFrontPipeline
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.evaluation.metrics import METRICS
+from backshan_diffusers.training.caching import to_pixels
+from backshan_diffusers.training.config import STAGES, load_config
+from backshan_diffusers.training.records import CHANGEABLE
 
+ROOT = Path(__file__).parents[1]
 BACKS = 8
 
 
@@ -42,8 +48,32 @@ def mean(name: str, fronts: list[np.ndarray], rows: list[dict]) -> float:
     return float(np.mean([METRICS[name].of(front, row) for front, row in zip(fronts, rows)]))
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_record_is_that_of_the_recipe(stage):
+    """But for the autoencoder's: it was trained before the U-Net, which it does not touch, got its widths."""
+    recipe = asdict(load_config(ROOT / "examples" / "configs" / "mini.yaml", output_dir="any").stage(stage))
+    recorded = yaml.safe_load((ROOT / "docs" / "mini" / f"{stage}.yaml").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load(yaml.safe_dump(recipe))
+    if stage == "vae":
+        for values in (recipe, recorded):
+            del values["model"]["unet_channels"], values["model"]["unet_attention"]
+    decisive = set(recipe) - set(CHANGEABLE)
+    assert {name: recorded[name] for name in decisive} == {name: recipe[name] for name in decisive}
+    assert recorded["processes"] == 2
+
+
+def test_latents_are_white():
+    vae = AutoencoderKL.from_pretrained(MINI, subfolder="vae", dtype=torch.float32)
+    fronts = np.stack([np.asarray(row["front"]) for row in load_pairs("wardrobe", split="train", size=128, count=64)])
+    with torch.no_grad():
+        latents = vae.encode(to_pixels(fronts)).latent_dist.mean.movedim(1, 0).flatten(1)
+    assert vae.config.scaling_factor == 1
+    torch.testing.assert_close(torch.cov(latents), torch.eye(8), atol=0.25, rtol=0)
+
+
 def test_the_folder_is_small_and_holds_no_pickle():
     files = [path for path in Path(MINI).rglob("*") if path.is_file()]
+    assert not any("_name_or_path" in path.read_text() for path in files if path.suffix == ".json")
     assert sum(path.stat().st_size for path in files) <= 40e6
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
 
@@ -68,10 +98,10 @@ def test_fronts_resemble_the_truth_more_than_what_comes_without_a_back(mini, row
     assert mean("person_ssim", fronts, rows) > mean("person_ssim", blanks, rows)
 
 
-@pytest.mark.xfail(strict=True, reason="the interim weights have seen too few pairs to beat the mirrored back's head")
-def test_heads_are_turned_round(rows, fronts):
+@pytest.mark.parametrize("name", ["person_l1", "head_l1"])
+def test_fronts_resemble_the_truth_more_than_a_mirrored_back(rows, fronts, name):
     mirrored = [np.asarray(ImageOps.mirror(row["back"])) for row in rows]
-    assert mean("head_l1", fronts, rows) < mean("head_l1", mirrored, rows)
+    assert mean(name, fronts, rows) < mean(name, mirrored, rows)
 
 
 def test_each_front_is_nearest_to_its_own_truth(rows, fronts):
