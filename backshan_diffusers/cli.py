@@ -259,6 +259,8 @@ def _check_targets(targets: list[Path], backs: list[Path]) -> None:
 def _is_ours(path: Path) -> bool:
     import PIL.Image
 
+    if not path.is_file():  # to open a pipe would wait for its other end
+        return False
     try:
         with PIL.Image.open(path) as picture:
             return picture.info.get("Software") == PROGRAM

@@ -676,3 +676,8 @@ def test_libraries_are_as_loud_afterwards_as_before(run, backs):
     for library, (_, with_bar) in zip(libraries, before, strict=True):
         if with_bar:
             library.enable_progress_bar()
+
+
+def test_a_pipe_of_a_fronts_name_is_left_alone(tmp_path):
+    os.mkfifo(tmp_path / "front.png")
+    assert not cli._is_ours(tmp_path / "front.png")
