@@ -104,13 +104,19 @@ def backshan_loss(
     group_ids: torch.Tensor | None = None,
     shown: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The whole loss and its terms, each a scalar, under `loss`, `mse` and, where it is weighed, `cross_entropy`."""
+    """The whole loss and its terms, each a scalar, under `loss`, `mse` and, where fronts are compared, `cross_entropy`
+    and `pair_accuracy`, which is there to be watched."""
     mse = noise_mse(prediction, target)
     if not objective.contrastive_weight:
         return {"loss": mse, "mse": mse}
     similarities = cosine_matrix(back_features, front_features)
     cross_entropy = contrastive_cross_entropy(similarities, objective.temperature, group_ids, shown)
-    return {"loss": mse + objective.contrastive_weight * cross_entropy, "mse": mse, "cross_entropy": cross_entropy}
+    return {
+        "loss": mse + objective.contrastive_weight * cross_entropy,
+        "mse": mse,
+        "cross_entropy": cross_entropy,
+        "pair_accuracy": pair_accuracy(similarities, shown),
+    }
 
 
 # acc = (1/|S|) #{ i in S : argmax_j D_ij = i }

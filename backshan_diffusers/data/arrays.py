@@ -1,11 +1,39 @@
 """Pairs as arrays. Worker processes import this module, so it is kept free of torch, which takes seconds to import."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+from tqdm.auto import tqdm
 
 from .pairs import Pairs
+
+Result = TypeVar("Result")
+
+CHUNK = 64
+"""Rows that a process makes at once."""
+
+
+def read_chunks(read: Callable[[Pairs], Result], rows: Pairs, processes: int, description: str) -> Iterator[Result]:
+    """`read` of every `CHUNK` rows in order, with a progress bar, by as many processes as there is work for.
+
+    Args:
+        read: a function that can be sent to another process.
+        rows: what `load_pairs` gives.
+        processes: how many read, at most. More than one import the main script, which needs its `__main__` guard.
+        description: of the bar.
+    """
+    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    progress = {"total": len(chunks), "desc": description, "unit": f"{CHUNK} pairs"}
+    processes = min(processes, len(chunks))
+    if processes == 1:
+        yield from tqdm(map(read, chunks), **progress)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from tqdm(pool.map(read, chunks), **progress)
 
 
 def read_arrays(rows: Pairs) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -2,25 +2,20 @@
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from ..data.arrays import read_small_backs
+from ..data.arrays import read_chunks, read_small_backs
 from ..data.pairs import Pairs
 from ..pictures import WHITE
 from ..pipelines import BackToFrontPipeline
 
 THUMBNAIL_SIDE = 32
 """Side in px of the pictures whose distance decides which training back is nearest."""
-
-CHUNK = 64
-"""Training rows that a process draws at once."""
 
 
 class GeneratedFront:
@@ -68,7 +63,9 @@ class NearestTrainingFront:
 
     def __init__(self, training_rows: Pairs, processes: int = 1):
         self.training_rows = training_rows
-        self.thumbnails = thumbnails_of_many(training_rows, processes)
+        read = partial(read_small_backs, side=THUMBNAIL_SIDE)
+        small = np.concatenate(list(read_chunks(read, training_rows, processes, "training backs")))
+        self.thumbnails = small.reshape(len(training_rows), -1)
 
     def __call__(self, rows: Sequence[dict]) -> list[np.ndarray]:
         indices = nearest(thumbnails(rows), self.thumbnails)
@@ -83,20 +80,6 @@ def item_seed(seed: int, item_id: str) -> int:
 def thumbnails(rows: Sequence[dict]) -> np.ndarray:
     """The backs of rows shrunk to 32 x 32 px by averaging, `N x 3072` uint8."""
     return read_small_backs(rows, THUMBNAIL_SIDE).reshape(len(rows), -1)
-
-
-def thumbnails_of_many(rows: Pairs, processes: int) -> np.ndarray:
-    """As [`thumbnails`], with a progress bar, by as many processes as there is work for."""
-    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    read = partial(read_small_backs, side=THUMBNAIL_SIDE)
-    bar = partial(tqdm, total=len(chunks), desc="training backs", unit=f"{CHUNK} backs")
-    processes = min(processes, len(chunks))
-    if processes == 1:
-        small = list(bar(map(read, chunks)))
-    else:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            small = list(bar(pool.map(read, chunks)))
-    return np.concatenate(small).reshape(len(rows), -1)
 
 
 def nearest(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:

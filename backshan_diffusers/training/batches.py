@@ -13,6 +13,10 @@ from ..models import BackshanControlNetModel
 from .caching import PairArrays, to_pixels
 
 
+CROP_CANDIDATES = 4
+"""Random crops of which the most detailed one is learned from."""
+
+
 @dataclass(frozen=True)
 class StepSampler:
     """Everything random in one stage on one process.
@@ -59,14 +63,29 @@ def crop_shape(step: int, batch_size: int, crop_sizes: tuple[int, ...]) -> tuple
 
 
 def crop_batch(pairs: PairArrays, indices: np.ndarray, crop_size: int, generator: torch.Generator) -> dict:
-    """Random square crops of the backs and fronts, one of each item: `2B x 3 x crop_size x crop_size` in [-1, 1]."""
-    side = pairs.backs.shape[1]
-    crops = []
-    for pictures in (pairs.backs, pairs.fronts):
-        for index in indices:
-            top, left = torch.randint(side - crop_size + 1, (2,), generator=generator).tolist()
-            crops.append(pictures[index, top : top + crop_size, left : left + crop_size])
+    """Square crops of the backs and fronts, one of each item: `2B x 3 x crop_size x crop_size` in [-1, 1]."""
+    crops = [
+        _detailed_crop(pictures[index], crop_size, generator)
+        for pictures in (pairs.backs, pairs.fronts)
+        for index in indices
+    ]
     return {"pixels": to_pixels(np.stack(crops))}
+
+
+def _detailed_crop(picture: np.ndarray, crop_size: int, generator: torch.Generator) -> np.ndarray:
+    """Of `CROP_CANDIDATES` random crops of an `S x S x 3` picture the one with most detail; of equals the first.
+
+    Most of a picture is backdrop, from which an autoencoder learns nothing more once it has learned it.
+    """
+    corners = torch.randint(len(picture) - crop_size + 1, (CROP_CANDIDATES, 2), generator=generator).tolist()
+    crops = [picture[top : top + crop_size, left : left + crop_size] for top, left in corners]
+    return max(crops, key=_detail)
+
+
+def _detail(picture: np.ndarray) -> int:
+    """Sum of the absolute differences of neighbouring pixels."""
+    values = picture.astype(np.int32)
+    return sum(int(np.abs(np.diff(values, axis=axis)).sum()) for axis in (0, 1))
 
 
 def latent_batch(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +16,8 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..data import Pairs
-from ..data.arrays import read_arrays
+from ..data.arrays import read_arrays, read_chunks
 from .files import complete_file
-
-CHUNK = 64
-"""Pairs that a worker process makes at once."""
 
 SHARD = 256
 """Pictures whose latents are computed and kept together."""
@@ -64,17 +59,14 @@ def cache_pairs(rows: Pairs, folder: Path, workers: int) -> PairArrays:
 
 def _write_pairs(paths: dict[str, Path], rows: Pairs, workers: int) -> None:
     pending = {name: path.with_suffix(".tmp") for name, path in paths.items()}
-    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     shape = (len(rows), rows.size, rows.size, 3)
     backs = np.lib.format.open_memmap(pending["backs"], mode="w+", dtype=np.uint8, shape=shape)
     fronts = np.lib.format.open_memmap(pending["fronts"], mode="w+", dtype=np.uint8, shape=shape)
     group_ids = []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        bar = tqdm(pool.map(read_arrays, chunks), total=len(chunks), desc="pairs", unit=f"{CHUNK} pairs")
-        for chunk_backs, chunk_fronts, chunk_groups in bar:
-            place = slice(len(group_ids), len(group_ids) + len(chunk_groups))
-            backs[place], fronts[place] = chunk_backs, chunk_fronts
-            group_ids += chunk_groups
+    for chunk_backs, chunk_fronts, chunk_groups in read_chunks(read_arrays, rows, workers, "pairs"):
+        place = slice(len(group_ids), len(group_ids) + len(chunk_groups))
+        backs[place], fronts[place] = chunk_backs, chunk_fronts
+        group_ids += chunk_groups
     with open(pending["groups"], "wb") as file:
         np.save(file, np.unique(group_ids, return_inverse=True)[1].astype(np.int64))
     backs.flush()

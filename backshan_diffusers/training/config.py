@@ -116,14 +116,18 @@ class TrainingConfig:
             "base_model and model are both given: the base brings its own shape, so leave model out.",
         )
         if self.base_model is None:
-            self._check_crops()
+            self.check_crops(self.model.image_size, self.model.vae_factor)
 
-    def _check_crops(self) -> None:
-        side, factor = self.model.image_size, self.model.vae_factor
-        bad = [crop for crop in self.crop_sizes if not 0 < crop <= side or crop % factor]
+    def check_crops(self, image_size: int, factor: int) -> None:
+        """Refuse crops that do not fit in pictures of `image_size` px, or leave a part of a latent.
+
+        Raises:
+            ConfigError: if there are none, or one of them is impossible.
+        """
+        bad = [crop for crop in self.crop_sizes if not 0 < crop <= image_size or crop % factor]
         _check(
             self.crop_sizes and not bad,
-            f"crop_sizes is {list(self.crop_sizes)}: give multiples of {factor} up to image_size, {side}.",
+            f"crop_sizes is {list(self.crop_sizes)}: give multiples of {factor} up to image_size, {image_size}.",
         )
 
     def _check_stages(self) -> None:
@@ -142,8 +146,10 @@ class TrainingConfig:
                 f"a run from nothing begins with {' and '.join(NEEDED)}: add them to stages, or give a base_model.",
             )
         else:
-            early = [name for name in self.stages if name in NEEDED]
-            _check(not early, f"{', '.join(early)} is no stage of a run from a base_model: leave it out of stages.")
+            _check(
+                "prior" not in self.stages,
+                "prior is no stage of a run from a base_model, which brings its U-Net: leave it out of stages.",
+            )
 
     def stage(self, name: str) -> TrainingConfig:
         """The config with the values of one stage in place.
@@ -156,9 +162,9 @@ class TrainingConfig:
         return replace(self, stages={}, **changes)
 
     def stage_names(self) -> list[str]:
-        """The stages of this run, in order. A run from a trained base has nothing to do before ControlNet."""
-        every = STAGES if self.base_model is None else STAGES[len(NEEDED) :]
-        return [name for name in every if not self.stages or name in self.stages]
+        """The stages of this run, in order. By default a run from a trained base begins with ControlNet."""
+        default = STAGES if self.base_model is None else STAGES[len(NEEDED) :]
+        return [name for name in STAGES if name in (self.stages or default)]
 
 
 _AT_LEAST_ONE = (

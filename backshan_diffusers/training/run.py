@@ -164,8 +164,9 @@ class TrainingRun:
             indices = sampler.indices(step, config.batch_size, len(pairs.backs))[:count]
             return crop_batch(pairs, indices, side, sampler.generator(step, "crop"))
 
+        config.check_crops(pipeline.controlnet.config.image_size, pipeline.vae_scale_factor)
         weights = {name: getattr(config, name) for name in ("kl_weight", "edge_weight", "colour_weight")}
-        return AutoencoderStage(pipeline.vae, **weights), make_batch
+        return AutoencoderStage(pipeline.vae, self.config.base_model is not None, **weights), make_batch
 
     def _prior_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         latents, prompts = self._latents(pipeline, pairs), self._prompts(pipeline)
@@ -214,7 +215,7 @@ class TrainingRun:
         """Write the stage's pipeline folder, complete or not at all."""
         if not self.accelerator.is_main_process:
             return
-        if name == "vae":
+        if name == "vae" and self.config.base_model is None:
             whiten_latents(pipeline.vae, pairs.fronts[:WHITENED_PICTURES])
         if name == "prior":
             recorded = self._recorded_from_nothing()

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DCondit
 from torch import nn
 
 from ..models import BackshanControlNetModel
-from ..objective import Objective, backshan_loss, cosine_matrix, noise_mse, pair_accuracy
+from ..objective import Objective, backshan_loss, noise_mse
 from .config import ConfigError
 from .scratch import OPPONENT_COLOURS
 
@@ -47,10 +47,20 @@ class AutoencoderStage(StageModule):
 
     c is the picture in opponent colours, of which those without brightness weigh `colour_weight` times; dc are
     differences of neighbouring pixels, which keep edges sharp; KL is per latent value.
+
+    Args:
+        vae: learns as a whole, or from the latents on.
+        latents_stay: whether only the decoder learns, so that whatever was trained on the latents still fits them.
+        kl_weight, edge_weight, colour_weight: as above.
     """
 
-    def __init__(self, vae: AutoencoderKL, kl_weight: float, edge_weight: float, colour_weight: float):
+    def __init__(
+        self, vae: AutoencoderKL, latents_stay: bool, kl_weight: float, edge_weight: float, colour_weight: float
+    ):
         super().__init__({"vae": vae}, {})
+        if latents_stay:
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
         self.kl_weight, self.edge_weight = kl_weight, edge_weight
         self.register_buffer(
             "colours", OPPONENT_COLOURS * torch.tensor([1, colour_weight, colour_weight])[:, None], persistent=False
@@ -124,10 +134,7 @@ class ControlStage(StageModule):
         ).sample
         features = [BackshanControlNetModel.control_features(part) for part in residuals] if copies == 2 else []
         pairs = {"group_ids": batch["groups"], "shown": batch["shown"]} if features else {}
-        terms = backshan_loss(self.objective, prediction, target, *features, **pairs)
-        if features:
-            terms["pair_accuracy"] = pair_accuracy(cosine_matrix(*features).detach(), batch["shown"])
-        return terms
+        return backshan_loss(self.objective, prediction, target, *features, **pairs)
 
 
 def noise_schedule(scheduler: SchedulerMixin) -> DDIMScheduler:

@@ -61,8 +61,9 @@ class StageTrainer:
         self.accelerator, self.make_batch, self.config, self.folder = accelerator, make_batch, config, folder
         self.sampler = StepSampler(config.seed, name, accelerator.process_index, accelerator.num_processes)
         self.models = dict(module.named_trained())
+        learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            module.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+            learning, config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, config.warmup_steps, config.max_steps)
