@@ -16,31 +16,152 @@ import torch.nn.functional as F
 RMS_FLOOR = 1e-4
 """Features whose root mean square is far below this count as absent: their cosine goes to 0, and so does its slope."""
 
+CONTRASTS = ("pairs", "negatives")
+FEATURES = ("all", "mid", "last_down")
+FRONT_LATENTS = ("shared", "independent", "own", "pure")
+TIMESTEPS = ("item", "batch")
+
 
 @dataclass(frozen=True)
 class Objective:
-    """What a run minimises.
+    """What a run minimises: L = L_MSE + lambda L_C. Every point that the method leaves open is a field.
 
     Args:
-        contrastive_weight: lambda in L = L_MSE + lambda L_CE; 0 leaves the front pictures out of ControlNet.
+        contrastive_weight: lambda at its height; 0 leaves the front pictures out of ControlNet.
+        contrastive_warmup_steps: steps over which lambda rises from 0 in a line.
+        contrastive_anneal_steps: steps after the warm-up over which lambda falls to 0 in a line. 0: it stays.
+        contrast: `pairs`, the cross entropy that finds each back's own front, or `negatives`, which only drives
+            backs of different outfits apart and needs no front.
         temperature: tau, by which the cosines are divided before the softmax.
+        learned_temperature: whether tau is a weight that begins at `temperature`.
+        both_directions: whether each front also has to find its own back.
+        features: `all` residuals, that of the middle block (`mid`), or the last one on the way down (`last_down`).
+        pooled: whether each residual is averaged over its positions.
+        before_zero_convolutions: whether features are taken where the zero convolutions begin, not where they end.
+        projection_width: width of a linear head behind the features, which is thrown away after training. 0: none.
+        front_latents: what the front branch sees beside its picture: the back branch's z_t (`shared`), z_f noised
+            anew (`independent`), each view's latents noised for the comparison (`own`), or noise alone (`pure`).
+        front_gradient: whether the front branch learns too, or is only looked at.
+        timesteps: one t for each `item`, or one for the whole `batch`.
+        same_group_negatives: whether items of one group are negatives of each other.
+        min_snr_gamma: weighs timesteps by min(SNR, gamma). 0: all alike.
+        noise_offset: share of noise that is constant over a latent channel.
     """
 
     contrastive_weight: float = 0.0
+    contrastive_warmup_steps: int = 0
+    contrastive_anneal_steps: int = 0
+    contrast: str = "pairs"
     temperature: float = 1.0
+    learned_temperature: bool = False
+    both_directions: bool = False
+    features: str = "all"
+    pooled: bool = False
+    before_zero_convolutions: bool = False
+    projection_width: int = 0
+    front_latents: str = "shared"
+    front_gradient: bool = True
+    timesteps: str = "item"
+    same_group_negatives: bool = False
+    min_snr_gamma: float = 0.0
+    noise_offset: float = 0.0
+
+    def __post_init__(self):
+        choices = {
+            "contrast": CONTRASTS,
+            "features": FEATURES,
+            "front_latents": FRONT_LATENTS,
+            "timesteps": TIMESTEPS,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"objective.{name} is {getattr(self, name)!r}: choose from {', '.join(known)}.")
+        for name in ("contrastive_weight", "contrastive_warmup_steps", "contrastive_anneal_steps", "projection_width"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}: give a number that is not negative.")
+        for name in ("min_snr_gamma", "noise_offset"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}: give 0 to switch it off, or more.")
+        if not self.temperature > 0:
+            raise ValueError(f"objective.temperature is {self.temperature}: give a positive number.")
+        if self.projection_width and not self.pooled:
+            raise ValueError("objective.projection_width needs pooled features: set objective.pooled to true.")
+
+    @property
+    def compares_fronts(self) -> bool:
+        """Whether front pictures go through ControlNet."""
+        return self.contrastive_weight > 0 and self.contrast == "pairs"
+
+    # lambda(n) = lambda min(1, n / W) max(0, 1 - max(0, n - W) / A)
+    def weight_at(self, step: int) -> float:
+        """lambda at `step` (from 0); W steps of warm-up, A of annealing."""
+        weight = self.contrastive_weight
+        if step < self.contrastive_warmup_steps:
+            return weight * step / self.contrastive_warmup_steps
+        if self.contrastive_anneal_steps:
+            return weight * max(0.0, 1 - (step - self.contrastive_warmup_steps) / self.contrastive_anneal_steps)
+        return weight
 
 
 PRESETS = {
-    "mse": Objective(contrastive_weight=0.0),
-    "paper": Objective(contrastive_weight=1.0, temperature=1.0),
+    "mse": Objective(),
+    "paper": Objective(contrastive_weight=1.0),
+    "dispersive": Objective(
+        contrastive_weight=0.5,
+        contrast="negatives",
+        temperature=0.5,
+        features="mid",
+        pooled=True,
+        before_zero_convolutions=True,
+    ),
+    "backshan": Objective(
+        contrastive_weight=0.05,
+        contrastive_warmup_steps=500,
+        temperature=0.1,
+        both_directions=True,
+        features="mid",
+        pooled=True,
+        before_zero_convolutions=True,
+        front_latents="independent",
+    ),
 }
-"""`mse`: the plain ControlNet loss, the method's baseline. `paper`: L_MSE + L_CE with tau = 1, a plain sum."""
+"""`mse`: the plain ControlNet loss, the method's baseline. `paper`: L_MSE + L_CE with tau = 1, a plain sum, all
+residuals flattened. `dispersive`: negatives only, a control arm (Wang and He 2025, "Diffuse and disperse").
+`backshan`: reasoned, not yet chosen by an ablation: features of the middle block, where alignment helps most in
+U-Nets (U-REPA), before the zero convolutions, so that cosines exist from the first step, pooled, so that left and
+right need not agree; a front that cannot be told from z_t alone; a temperature that lets 16 pairs be told apart."""
 
 
-# L_MSE = mean (y - y_hat)^2, with y = eps, or y = alpha_t eps - sigma_t z_f where the U-Net predicts v
-def noise_mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of the U-Net's prediction, in float32. Both `B x C x H x W`; a scalar comes back."""
-    return F.mse_loss(prediction.float(), target.float())
+# L_MSE = (1/B) sum_i w_i mean (y_i - y_hat_i)^2, y = eps, or y = alpha_t eps - sigma_t z_f where the U-Net predicts v
+def noise_mse(
+    prediction: torch.Tensor, target: torch.Tensor, item_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean squared error of the U-Net's prediction, in float32, as a scalar.
+
+    Args:
+        prediction: `B x C x H x W`.
+        target: `B x C x H x W`.
+        item_weights: `B`, what each item counts. None: 1.
+    """
+    if item_weights is None:
+        return F.mse_loss(prediction.float(), target.float())
+    errors = F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(dim=1)
+    return (item_weights * errors).mean()
+
+
+# w = min(SNR, gamma) / SNR where the U-Net predicts eps, min(SNR, gamma) / (SNR + 1) where it predicts v
+def min_snr_weights(alpha_bars: torch.Tensor, gamma: float, prediction_type: str) -> torch.Tensor:
+    """Weights of `B` items that keep steps of little noise from ruling the loss (Hang et al. 2023).
+
+    Args:
+        alpha_bars: `B`, alpha_t squared, so that SNR = alpha_bar / (1 - alpha_bar).
+        gamma: the highest SNR that counts in full; 5 is usual.
+        prediction_type: `epsilon` or `v_prediction`.
+    """
+    snr = alpha_bars / (1 - alpha_bars)
+    if prediction_type == "epsilon":
+        return (gamma / snr).clamp(max=1.0)
+    return snr.clamp(max=gamma) / (snr + 1)
 
 
 # D_ij = <beta_b^i, beta_f^j> / (|beta_b^i| |beta_f^j|)
@@ -57,20 +178,22 @@ def cosine_matrix(back_features: torch.Tensor, front_features: torch.Tensor) -> 
     Returns:
         `B x B` float32; row i compares back i with every front.
     """
-    floor = RMS_FLOOR**2 * back_features.shape[1]
-    units = [
-        features / (features.square().sum(dim=1, keepdim=True) + floor).sqrt()
-        for features in (back_features.float(), front_features.float())
-    ]
-    # Not a matrix product: autocast would round that to 8 bits, and cosines near 1 would tie.
-    return torch.stack([(back * units[1]).sum(dim=1) for back in units[0]])
+    # Autocast would round the product to 8 bits, and cosines near 1 would tie.
+    with torch.autocast(back_features.device.type, enabled=False):
+        backs, fronts = _unit_length(back_features.float()), _unit_length(front_features.float())
+        return backs @ fronts.T
+
+
+def _unit_length(features: torch.Tensor) -> torch.Tensor:
+    floor = RMS_FLOOR**2 * features.shape[1]
+    return features / (features.square().sum(dim=1, keepdim=True) + floor).sqrt()
 
 
 # L_CE = -(1/|S|) sum_{i in S} log( exp(D_ii / tau) / sum_{j in N_i} exp(D_ij / tau) ),
 # S the items whose back is shown, N_i = {i} and every j of another group
 def contrastive_cross_entropy(
     similarities: torch.Tensor,
-    temperature: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
     group_ids: torch.Tensor | None = None,
     shown: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -87,36 +210,67 @@ def contrastive_cross_entropy(
     """
     logits = similarities / temperature
     if group_ids is not None:
-        same_group = group_ids[:, None] == group_ids[None, :]
-        others = same_group & ~torch.eye(len(group_ids), dtype=torch.bool, device=group_ids.device)
-        logits = logits.masked_fill(others, float("-inf"))
+        logits = logits.masked_fill(_same_group(group_ids) & ~_diagonal(logits), float("-inf"))
     losses = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
     return _mean_over(losses, shown)
 
 
-# L = L_MSE + lambda L_CE
-def backshan_loss(
+# L_N = log( (1/|P|) sum_{(i,j) in P} exp(D_ij / tau) ), P the pairs i != j of different groups whose backs are shown
+def dispersive_loss(
+    similarities: torch.Tensor,
+    temperature: float | torch.Tensor = 1.0,
+    group_ids: torch.Tensor | None = None,
+    shown: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """How alike different items are, a contrastive loss without positives (Wang and He 2025).
+
+    Arguments as of [`contrastive_cross_entropy`], with similarities of the backs among themselves. A scalar comes
+    back: 1 / tau where all are alike, -1 / tau where all are opposite; 0 where there is no such pair.
+    """
+    chosen = ~_diagonal(similarities)
+    if group_ids is not None:
+        chosen = chosen & ~_same_group(group_ids)
+    if shown is not None:
+        chosen = chosen & shown[:, None] & shown[None, :]
+    if not chosen.any():
+        return similarities.sum() * 0
+    return torch.logsumexp(similarities[chosen] / temperature, dim=0) - chosen.sum().log()
+
+
+# L_C = L_CE(D), (L_CE(D) + L_CE(D^T)) / 2 in both directions, or L_N of the backs among themselves
+def contrastive_terms(
     objective: Objective,
-    prediction: torch.Tensor,
-    target: torch.Tensor,
-    back_features: torch.Tensor | None = None,
+    back_features: torch.Tensor,
     front_features: torch.Tensor | None = None,
     group_ids: torch.Tensor | None = None,
     shown: torch.Tensor | None = None,
+    temperature: float | torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The whole loss and its terms, each a scalar, under `loss`, `mse` and, where fronts are compared, `cross_entropy`
-    and `pair_accuracy`, which is there to be watched."""
-    mse = noise_mse(prediction, target)
-    if not objective.contrastive_weight:
-        return {"loss": mse, "mse": mse}
+    """L_C under `contrastive`, and under `pair_accuracy`, to be watched, how many backs find their front.
+
+    Args:
+        objective: which L_C.
+        back_features: `B x D`.
+        front_features: `B x D`; None where only negatives count.
+        group_ids: `B` integers, used unless the objective takes items of one group for negatives.
+        shown: `B` booleans, false where the back was blanked.
+        temperature: tau where it is learned. None: the objective's.
+    """
+    tau = objective.temperature if temperature is None else temperature
+    groups = None if objective.same_group_negatives else group_ids
+    if objective.contrast == "negatives":
+        return {"contrastive": dispersive_loss(cosine_matrix(back_features, back_features), tau, groups, shown)}
     similarities = cosine_matrix(back_features, front_features)
-    cross_entropy = contrastive_cross_entropy(similarities, objective.temperature, group_ids, shown)
-    return {
-        "loss": mse + objective.contrastive_weight * cross_entropy,
-        "mse": mse,
-        "cross_entropy": cross_entropy,
-        "pair_accuracy": pair_accuracy(similarities, shown),
-    }
+    loss = contrastive_cross_entropy(similarities, tau, groups, shown)
+    if objective.both_directions:
+        loss = (loss + contrastive_cross_entropy(similarities.T, tau, groups, shown)) / 2
+    return {"contrastive": loss, "pair_accuracy": pair_accuracy(similarities, shown)}
+
+
+# L = L_MSE + lambda L_C
+def backshan_loss(mse: torch.Tensor, contrastive: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
+    """The whole loss from its two scalars and lambda, [`Objective.weight_at`] the step."""
+    return mse + weight * contrastive
 
 
 # acc = (1/|S|) #{ i in S : argmax_j D_ij = i }
@@ -124,6 +278,14 @@ def pair_accuracy(similarities: torch.Tensor, shown: torch.Tensor | None = None)
     """Share of the shown backs whose own front is the most similar one; chance is 1 / B."""
     found = similarities.argmax(dim=1) == torch.arange(len(similarities), device=similarities.device)
     return _mean_over(found.float(), shown)
+
+
+def _diagonal(square: torch.Tensor) -> torch.Tensor:
+    return torch.eye(len(square), dtype=torch.bool, device=square.device)
+
+
+def _same_group(group_ids: torch.Tensor) -> torch.Tensor:
+    return group_ids[:, None] == group_ids[None, :]
 
 
 def _mean_over(values: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -32,13 +33,18 @@ class BackshanControlNetOutput(ControlNetOutput):
     Args:
         down_block_res_samples (`tuple[torch.Tensor]`): one `B x C_i x H_i x W_i` tensor per skip connection.
         mid_block_res_sample (`torch.Tensor`): `B x C x H x W`, the middle block's residual.
+        down_block_hidden_states (`tuple[torch.Tensor]`, *optional*): what enters the zero convolutions of the skip
+            connections, of the same shapes but for the batch: all items are there, also those without residuals.
+        mid_block_hidden_state (`torch.Tensor`, *optional*): the same for the middle block.
     """
 
-    def split(self, sizes: list[int]) -> list[BackshanControlNetOutput]:
-        """Cut the batch into parts of `sizes` items; the inverse of running the parts as one batch."""
-        downs = zip(*(residual.split(sizes) for residual in self.down_block_res_samples), strict=True)
-        mids = self.mid_block_res_sample.split(sizes)
-        return [BackshanControlNetOutput(tuple(down), mid) for down, mid in zip(downs, mids, strict=True)]
+    down_block_hidden_states: tuple[torch.Tensor, ...] | None = None
+    mid_block_hidden_state: torch.Tensor | None = None
+
+    def first(self, items: int) -> BackshanControlNetOutput:
+        """The residuals of the first items of the batch."""
+        downs = tuple(residual[:items] for residual in self.down_block_res_samples)
+        return BackshanControlNetOutput(downs, self.mid_block_res_sample[:items])
 
 
 class BackshanControlNetModel(ControlNetModel):
@@ -216,23 +222,64 @@ class BackshanControlNetModel(ControlNetModel):
         model.load_state_dict(weights)
         return model
 
-    def forward(self, *args, return_dict: bool = True, **kwargs) -> BackshanControlNetOutput | tuple:
-        """As [`diffusers.ControlNetModel.forward`], with an output that can be split along the batch."""
-        downs, mid = super().forward(*args, return_dict=False, **kwargs)
-        return BackshanControlNetOutput(downs, mid) if return_dict else (downs, mid)
-
-    @staticmethod
-    def control_features(residuals: ControlNetOutput) -> torch.Tensor:
-        """Flatten every residual of a pass into one vector for each item: the beta of the objective.
+    def forward(
+        self, *args, return_dict: bool = True, hidden_states_of: int | None = None, **kwargs
+    ) -> BackshanControlNetOutput | tuple:
+        """As [`diffusers.ControlNetModel.forward`], with an output that can be cut along the batch.
 
         Args:
-            residuals (`ControlNetOutput`): what `forward` returned for `B` pictures.
+            return_dict (`bool`): whether an output object comes back, not a tuple of both kinds of residuals.
+            hidden_states_of (`int`, *optional*): also return what enters the zero convolutions, for every item, and
+                hand only the first so many items on to them: the others have no residuals then, which saves their
+                work. Needs `return_dict`.
+        """
+        if hidden_states_of is None:
+            downs, mid = super().forward(*args, return_dict=False, **kwargs)
+            return BackshanControlNetOutput(downs, mid) if return_dict else (downs, mid)
+        with self._overheard(hidden_states_of) as hidden_states:
+            downs, mid = super().forward(*args, return_dict=False, **kwargs)
+        return BackshanControlNetOutput(downs, mid, tuple(hidden_states[:-1]), hidden_states[-1])
+
+    @contextmanager
+    def _overheard(self, items: int) -> Iterator[list[torch.Tensor]]:
+        """Within, what enters the zero convolutions is appended to the list, and only its first `items` go on."""
+        hidden_states: list[torch.Tensor] = []
+
+        def listen(_convolution, inputs):
+            hidden_states.append(inputs[0])
+            return (inputs[0][:items],)
+
+        convolutions = [*self.controlnet_down_blocks, self.controlnet_mid_block]
+        handles = [convolution.register_forward_pre_hook(listen) for convolution in convolutions]
+        try:
+            yield hidden_states
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @staticmethod
+    def control_features(
+        output: ControlNetOutput, features: str = "all", pooled: bool = False, before_zero_convolutions: bool = False
+    ) -> torch.Tensor:
+        """One vector for each item of a pass: the beta of the objective.
+
+        Args:
+            output (`ControlNetOutput`): what `forward` returned for `B` pictures.
+            features (`str`): `"all"` residuals, that of the middle block (`"mid"`), or the last one on the way down
+                (`"last_down"`).
+            pooled (`bool`): average each residual over its positions.
+            before_zero_convolutions (`bool`): take what enters the zero convolutions in place of the residuals;
+                `output` has to hold it.
 
         Returns:
-            `torch.Tensor` of shape `B x D`, `D` the number of all residual values of one item.
+            `torch.Tensor` of shape `B x D`, `D` the number of values, or if pooled of channels, of one item.
         """
-        every = (*residuals.down_block_res_samples, residuals.mid_block_res_sample)
-        return torch.cat([residual.flatten(1) for residual in every], dim=1)
+        if before_zero_convolutions:
+            downs, mid = output.down_block_hidden_states, output.mid_block_hidden_state
+        else:
+            downs, mid = output.down_block_res_samples, output.mid_block_res_sample
+        chosen = {"all": (*downs, mid), "mid": (mid,), "last_down": downs[-1:]}[features]
+        return torch.cat([each.mean(dim=(2, 3)) if pooled else each.flatten(1) for each in chosen], dim=1)
 
 
 _FIRST_CONV = "controlnet_cond_embedding.conv_in.weight"

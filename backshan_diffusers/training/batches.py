@@ -10,7 +10,9 @@ import torch
 
 from ..conditioning import control_image
 from ..models import BackshanControlNetModel
+from ..objective import Objective
 from .caching import PairArrays, to_pixels
+from .order import LikenessOrder, RandomOrder
 
 
 CROP_CANDIDATES = 4
@@ -33,23 +35,23 @@ class StepSampler:
     processes: int = 1
 
     def generator(self, step: int, purpose: str) -> torch.Generator:
-        """A CPU generator that depends on nothing but the run, the step and what it is for."""
-        name = f"{self.seed} {self.stage} {step} {self.process} {purpose}"
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-        return torch.Generator().manual_seed(seed)
+        """A CPU generator that depends on nothing but the run, the step, the process and what it is for."""
+        return torch.Generator().manual_seed(self._seed(f"{step} {self.process} {purpose}"))
 
-    def indices(self, step: int, batch_size: int, total: int) -> np.ndarray:
+    def shared_generator(self, step: int, purpose: str) -> torch.Generator:
+        """The same one on every process."""
+        return torch.Generator().manual_seed(self._seed(f"{step} all {purpose}"))
+
+    def indices(self, step: int, batch_size: int, order: RandomOrder | LikenessOrder) -> np.ndarray:
         """The items of a step on this process. Every epoch is a new order, and no item comes twice in an epoch."""
-        wanted = batch_size * self.processes
+        total, wanted = order.total, batch_size * self.processes
         start = step * wanted + self.process * batch_size
         positions = range(start, start + batch_size)
-        orders = {epoch: self._order(epoch, total) for epoch in {position // total for position in positions}}
+        orders = {epoch: order(self._seed(f"epoch {epoch}")) for epoch in {position // total for position in positions}}
         return np.array([orders[position // total][position % total] for position in positions])
 
-    def _order(self, epoch: int, total: int) -> np.ndarray:
-        name = f"{self.seed} {self.stage} epoch {epoch}"
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-        return torch.randperm(total, generator=torch.Generator().manual_seed(seed)).numpy()
+    def _seed(self, name: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {self.stage} {name}".encode()).digest()[:7], "big")
 
 
 def crop_shape(step: int, batch_size: int, crop_sizes: tuple[int, ...]) -> tuple[int, int]:
@@ -99,6 +101,24 @@ def latent_batch(
     """
     dropped = (torch.rand(len(indices), generator=generator) < p).long()
     return {"latents": latents[indices], "prompts": prompts[dropped]}
+
+
+def noise_batch(objective: Objective, latents: torch.Tensor, generator: torch.Generator) -> dict:
+    """Gaussian noise for a batch's latents, and, where the objective wants another one, for the fronts compared."""
+    names = ["noise", "front_noise"] if objective.compares_fronts and objective.front_latents != "shared" else ["noise"]
+    return {name: _noise(latents.shape, objective.noise_offset, generator) for name in names}
+
+
+def _noise(shape: torch.Size, offset: float, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(shape, generator=generator)
+    return noise + offset * torch.randn(*shape[:2], 1, 1, generator=generator) if offset else noise
+
+
+def timestep_batch(size: int, total: int, generator: torch.Generator) -> torch.Tensor:
+    """Timesteps of `size` items, spread evenly over the `total` ones of the schedule: that lowers the variance of the
+    loss. With a generator that all processes share and a size of 1, one timestep for the whole batch."""
+    position = (torch.rand(1, generator=generator) + torch.randperm(size, generator=generator) / size) % 1
+    return (position * total).long()
 
 
 def back_control_batch(

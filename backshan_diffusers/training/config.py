@@ -17,6 +17,9 @@ from .scratch import ModelSize
 STAGES = ("vae", "prior", "controlnet", "joint")
 """In the order in which a run from nothing goes through them."""
 
+HARD_NEGATIVES = ("none", "attributes", "look")
+"""Batches at random, of outfits with the same labels, or of backs that look alike."""
+
 NEEDED = STAGES[:2]
 """What a run from nothing cannot leave out: all later stages stand on it."""
 
@@ -73,6 +76,18 @@ class TrainingConfig:
     )
     max_steps: int = field(default=1_000, metadata=_of_stage("Optimiser steps of a stage."))
     batch_size: int = field(default=16, metadata=_of_stage("Pairs in a batch on each process."))
+    gradient_accumulation_steps: int = field(
+        default=1, metadata=_of_stage("Micro-batches of batch_size pairs in an optimiser step.")
+    )
+    cached_contrast: bool = field(
+        default=False,
+        metadata=_of_stage("Compare the pairs of all micro-batches with each other, at the cost of a second pass."),
+    )
+    hard_negatives: str = field(
+        default="none",
+        metadata=_of_stage(f"What makes outfits similar that come in one batch: {', '.join(HARD_NEGATIVES)}."),
+    )
+    hard_group_size: int = field(default=4, metadata=_of_stage("Similar outfits that come together."))
     learning_rate: float = field(default=5e-4, metadata=_of_stage("Highest learning rate of AdamW."))
     warmup_steps: int = field(default=50, metadata=_of_stage("Steps of linear warm-up."))
     weight_decay: float = field(default=0.01, metadata=_of_stage("Weight decay of AdamW."))
@@ -96,6 +111,13 @@ class TrainingConfig:
 
     def _check_values(self) -> None:
         _check_choice("objective", self.objective, tuple(PRESETS))
+        _check_choice("hard_negatives", self.hard_negatives, HARD_NEGATIVES)
+        if self.hard_negatives != "none":
+            _check(
+                self.hard_group_size >= 2 and self.batch_size % self.hard_group_size == 0,
+                f"hard_group_size is {self.hard_group_size} and batch_size {self.batch_size}: give a part of it, at"
+                " least 2.",
+            )
         if self.conditioning is not None:
             _check_choice("conditioning", self.conditioning, CONDITIONINGS)
         for name in _AT_LEAST_ONE:
@@ -168,7 +190,7 @@ class TrainingConfig:
 
 
 _AT_LEAST_ONE = (
-    *("train_pairs", "validation_pairs", "max_steps", "batch_size"),
+    *("train_pairs", "validation_pairs", "max_steps", "batch_size", "gradient_accumulation_steps"),
     *("log_every", "checkpoint_every", "validate_every"),
 )
 _NOT_NEGATIVE = ("kl_weight", "edge_weight", "colour_weight", "warmup_steps", "weight_decay")

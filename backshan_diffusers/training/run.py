@@ -15,14 +15,24 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 
 from ..data import load_pairs
-from ..objective import PRESETS
+from ..objective import PRESETS, Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
-from .batches import StepSampler, back_control_batch, crop_batch, crop_shape, front_control_batch, latent_batch
+from .batches import (
+    StepSampler,
+    back_control_batch,
+    crop_batch,
+    crop_shape,
+    front_control_batch,
+    latent_batch,
+    noise_batch,
+    timestep_batch,
+)
 from .caching import PairArrays, cache_latents, cache_pairs
 from .checkpoints import checkpoint_steps
 from .config import ConfigError, TrainingConfig
 from .logs import append_line, csv_step, drop_later_lines
+from .order import LikenessOrder, RandomOrder, describe_by_look
 from .records import check_record, write_record
 from .scratch import build_controlnet, build_pipeline
 from .stages import AutoencoderStage, Batch, ControlStage, PriorStage, StageModule, noise_schedule
@@ -159,42 +169,68 @@ class TrainingRun:
         return pipeline.encode_prompt(prompts, torch.device("cpu"), 1, do_classifier_free_guidance=False)[0]
 
     def _vae_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
-        def make_batch(step: int, sampler: StepSampler) -> Batch:
-            side, count = crop_shape(step, config.batch_size, config.crop_sizes)
-            indices = sampler.indices(step, config.batch_size, len(pairs.backs))[:count]
-            return crop_batch(pairs, indices, side, sampler.generator(step, "crop"))
-
         config.check_crops(pipeline.controlnet.config.image_size, pipeline.vae_scale_factor)
+        order, latent_channels = RandomOrder(len(pairs.backs)), pipeline.vae.config.latent_channels
+
+        def make_batch(number: int, sampler: StepSampler) -> Batch:
+            side, count = crop_shape(number, config.batch_size, config.crop_sizes)
+            indices = sampler.indices(number, config.batch_size, order)[:count]
+            batch = crop_batch(pairs, indices, side, sampler.generator(number, "crop"))
+            shape = (len(batch["pixels"]), latent_channels, *(2 * [side // pipeline.vae_scale_factor]))
+            return batch | {"noise": torch.randn(shape, generator=sampler.generator(number, "noise"))}
+
         weights = {name: getattr(config, name) for name in ("kl_weight", "edge_weight", "colour_weight")}
         return AutoencoderStage(pipeline.vae, self.config.base_model is not None, **weights), make_batch
 
     def _prior_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
-        latents, prompts = self._latents(pipeline, pairs), self._prompts(pipeline)
-
-        def make_batch(step: int, sampler: StepSampler) -> Batch:
-            indices = sampler.indices(step, config.batch_size, len(latents))
-            return latent_batch(latents, indices, prompts, sampler.generator(step, "prompt"), config.prompt_dropout)
-
+        make_batch = self._denoising(config, pipeline, pairs, PRESETS["mse"], RandomOrder(len(pairs.backs)))
         return PriorStage(pipeline.unet, noise_schedule(pipeline.scheduler)), make_batch
 
-    def _control_stage(self, config, pipeline, pairs, train_unet: bool = False) -> tuple[StageModule, BatchMaker]:
+    def _denoising(self, config, pipeline, pairs, objective: Objective, order) -> BatchMaker:
+        """Batches of front latents with their prompts, their noise and their timesteps."""
         latents, prompts = self._latents(pipeline, pairs), self._prompts(pipeline)
-        controlnet, objective = pipeline.controlnet, PRESETS[config.objective]
+        total = pipeline.scheduler.config.num_train_timesteps
 
-        def make_batch(step: int, sampler: StepSampler) -> Batch:
-            indices = sampler.indices(step, config.batch_size, len(latents))
-            batch = latent_batch(latents, indices, prompts, sampler.generator(step, "prompt"), config.prompt_dropout)
-            blanks = sampler.generator(step, "blank")
+        def make_batch(number: int, sampler: StepSampler) -> Batch:
+            indices = sampler.indices(number, config.batch_size, order)
+            drops = sampler.generator(number, "prompt")
+            batch = latent_batch(latents, indices, prompts, drops, config.prompt_dropout)
+            batch |= noise_batch(objective, batch["latents"], sampler.generator(number, "noise"))
+            if objective.timesteps == "item":
+                timesteps = timestep_batch(len(indices), total, sampler.generator(number, "timestep"))
+            else:
+                step = number // config.gradient_accumulation_steps
+                timesteps = timestep_batch(1, total, sampler.shared_generator(step, "timestep")).repeat(len(indices))
+            return batch | {"timesteps": timesteps}
+
+        return make_batch
+
+    def _control_stage(self, config, pipeline, pairs, train_unet: bool = False) -> tuple[StageModule, BatchMaker]:
+        controlnet, objective = pipeline.controlnet, PRESETS[config.objective]
+        order = self._order(config, pairs)
+        denoising = self._denoising(config, pipeline, pairs, objective, order)
+
+        def make_batch(number: int, sampler: StepSampler) -> Batch:
+            indices = sampler.indices(number, config.batch_size, order)
+            blanks = sampler.generator(number, "blank")
             backs, shown = back_control_batch(pairs, indices, controlnet, blanks, config.condition_dropout)
-            batch["back_control"] = backs
+            batch = denoising(number, sampler) | {"back_control": backs}
             if objective.contrastive_weight:
-                batch["shown"] = shown
+                weight = objective.weight_at(number // config.gradient_accumulation_steps)
+                batch["contrastive_weight"] = torch.tensor(weight)
+                batch["shown"], batch["groups"] = shown, torch.from_numpy(pairs.groups[indices])
+            if objective.compares_fronts:
                 batch["front_control"] = front_control_batch(pairs, indices, controlnet)
-                batch["groups"] = torch.from_numpy(pairs.groups[indices])
             return batch
 
         schedule = noise_schedule(pipeline.scheduler)
         return ControlStage(controlnet, pipeline.unet, schedule, objective, train_unet), make_batch
+
+    def _order(self, config: TrainingConfig, pairs: PairArrays) -> RandomOrder | LikenessOrder:
+        """The order in which pairs come."""
+        if config.hard_negatives == "look":
+            return LikenessOrder(describe_by_look(pairs.backs), config.hard_group_size)
+        return RandomOrder(len(pairs.backs))
 
     def _joint_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         return self._control_stage(config, pipeline, pairs, train_unet=True)

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
 from torch import nn
 
-from ..models import BackshanControlNetModel
-from ..objective import Objective, backshan_loss, noise_mse
+from ..models import BackshanControlNetModel, BackshanControlNetOutput
+from ..objective import Objective, backshan_loss, cosine_matrix, min_snr_weights, noise_mse, pair_accuracy
 from .config import ConfigError
+from .contrast import Comparison, ComparisonHead, compare
 from .scratch import OPPONENT_COLOURS
 
 Batch = dict[str, torch.Tensor]
+Terms = dict[str, torch.Tensor]
 
 
 class StageModule(nn.Module):
     """A loss with the models it trains.
 
-    Subclasses fill `trained` (name of the pipeline component -> module) and implement `forward(batch, generator)`,
-    which returns scalars of which `loss` is minimised. Frozen models are held outside of the module tree, so that they
-    are neither wrapped nor saved.
+    Subclasses fill `trained` (name of the pipeline component -> module) and implement `forward(batch)`, a function of
+    the batch alone, whatever is random being part of it; it returns scalars of which `loss` is minimised. Frozen
+    models are held outside of the module tree, so that they are neither wrapped nor saved.
     """
 
     def __init__(self, trained: dict[str, nn.Module], frozen: dict[str, nn.Module]):
@@ -40,6 +43,10 @@ class StageModule(nn.Module):
     def named_trained(self) -> Iterator[tuple[str, nn.Module]]:
         """The trained models by component name."""
         yield from self.trained.items()
+
+    def compare(self, batches: list[Batch]) -> list[Comparison]:
+        """What has to be computed over all micro-batches of a step before any of them; empty if nothing has."""
+        return []
 
 
 class AutoencoderStage(StageModule):
@@ -66,11 +73,10 @@ class AutoencoderStage(StageModule):
             "colours", OPPONENT_COLOURS * torch.tensor([1, colour_weight, colour_weight])[:, None], persistent=False
         )
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Batch) -> Terms:
         pixels = batch["pixels"]
         posterior = self.trained["vae"].encode(pixels).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(pixels.device)
-        rebuilt = self.trained["vae"].decode(posterior.mean + posterior.std * noise).sample
+        rebuilt = self.trained["vae"].decode(posterior.mean + posterior.std * batch["noise"]).sample
         error = torch.einsum("dc,nchw->ndhw", self.colours, rebuilt - pixels)
         l1 = error.abs().mean()
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
@@ -86,18 +92,18 @@ class PriorStage(StageModule):
         super().__init__({"unet": unet}, {})
         self.scheduler = scheduler
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        noised, timesteps, target = diffuse(self.scheduler, batch["latents"], generator)
-        prediction = self.trained["unet"](noised, timesteps, batch["prompts"]).sample
-        mse = noise_mse(prediction, target)
+    def forward(self, batch: Batch) -> Terms:
+        noised = self.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
+        prediction = self.trained["unet"](noised, batch["timesteps"], batch["prompts"]).sample
+        mse = noise_mse(prediction, denoising_target(self.scheduler, batch))
         return {"loss": mse, "mse": mse}
 
 
 class ControlStage(StageModule):
     """ControlNet on pairs, with the U-Net frozen (`controlnet`) or learning too (`joint`).
 
-    The backs, and where the objective compares them the fronts as well, go through ControlNet as one batch. Both see
-    the same noised front latents, as the method's figures show.
+    All branches go through ControlNet as one batch, but for fronts that are only looked at. The first branch is the
+    backs on noised front latents, whose residuals the U-Net gets; what the others see is the objective's choice.
     """
 
     def __init__(
@@ -112,29 +118,133 @@ class ControlStage(StageModule):
         names = ("controlnet", "unet") if train_unet else ("controlnet",)
         super().__init__({n: models[n] for n in names}, {n: m for n, m in models.items() if n not in names})
         self.scheduler, self.objective = scheduler, objective
+        self.head = ComparisonHead(objective, _pooled_width(controlnet, objective.features))
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        noised, timesteps, target = diffuse(self.scheduler, batch["latents"], generator)
-        conditions = [batch["back_control"]]
-        if self.objective.contrastive_weight:
-            conditions.append(batch["front_control"])
-        copies = len(conditions)
-        residuals = self.trained["controlnet"](
-            noised.repeat(copies, 1, 1, 1),
-            timesteps.repeat(copies),
-            batch["prompts"].repeat(copies, 1, 1),
-            torch.cat(conditions),
-        ).split([len(noised)] * copies)
+    def named_trained(self) -> Iterator[tuple[str, nn.Module]]:
+        """The trained models by component name, and the comparison's head, if it has weights."""
+        yield from super().named_trained()
+        if any(True for _ in self.head.parameters()):
+            yield "head", self.head
+
+    def forward(self, batch: Batch, comparison: Comparison | None = None, parts: int = 1) -> Terms:
+        """L and its terms.
+
+        Args:
+            batch: of `B` pairs; `noise` and `timesteps` are part of it, so that a second pass sees the same.
+            comparison: the contrastive term where it was computed over more pairs than these.
+            parts: micro-batches of this step.
+        """
+        noised = self._noised(batch["latents"], batch["noise"], batch)
+        output, features = self._control(batch, noised)
         prediction = self.component("unet")(
             noised,
-            timesteps,
+            batch["timesteps"],
             batch["prompts"],
-            down_block_additional_residuals=residuals[0].down_block_res_samples,
-            mid_block_additional_residual=residuals[0].mid_block_res_sample,
+            down_block_additional_residuals=output.down_block_res_samples,
+            mid_block_additional_residual=output.mid_block_res_sample,
         ).sample
-        features = [BackshanControlNetModel.control_features(part) for part in residuals] if copies == 2 else []
-        pairs = {"group_ids": batch["groups"], "shown": batch["shown"]} if features else {}
-        return backshan_loss(self.objective, prediction, target, *features, **pairs)
+        mse = noise_mse(prediction, denoising_target(self.scheduler, batch), self._item_weights(batch))
+        if not self.objective.contrastive_weight:
+            return {"loss": mse, "mse": mse}
+        temperature, shares = self.head.temperature(), PartialState().num_processes
+        if comparison is None:
+            comparison = compare(self.objective, features, batch["groups"], batch["shown"], temperature)
+        else:
+            shares *= parts
+        contrastive = comparison.carried_by(features, temperature, shares)
+        loss = backshan_loss(mse, contrastive, batch["contrastive_weight"])
+        learned = {} if temperature is None else {"temperature": temperature}
+        return {"loss": loss, "mse": mse, **comparison.terms, **learned}
+
+    @torch.no_grad()
+    def compare(self, batches: list[Batch]) -> list[Comparison]:
+        """The contrastive term over all pairs of the micro-batches, in the memory of one."""
+        if not self.objective.contrastive_weight:
+            return []
+        made = [self._control(batch, self._noised(batch["latents"], batch["noise"], batch))[1] for batch in batches]
+        features = [torch.cat(parts) for parts in zip(*made, strict=True)]
+        groups, shown = (torch.cat([batch[name] for batch in batches]) for name in ("groups", "shown"))
+        whole = compare(self.objective, features, groups, shown, self.head.temperature())
+        size = len(groups) // len(batches)
+        return [whole.part(slice(start, start + size)) for start in range(0, len(groups), size)]
+
+    @torch.no_grad()
+    def probe(self, batch: Batch) -> Terms:
+        """Whether the pairs are found by looking at the backs: in-batch pair accuracy with each back as it is, with a
+        blank one, and with the next item's. Where a blank one does as well, the fronts are found without a back.
+
+        With them, the root mean square of the features of backs and of fronts.
+        """
+        if not self.objective.compares_fronts:
+            return {}
+        noised, backs = self._noised(batch["latents"], batch["noise"], batch), batch["back_control"]
+        accuracies, shown = {}, batch["shown"] & batch["shown"].roll(1, 0)
+        for name, control in {
+            "real_back": backs,
+            "blank_back": torch.ones_like(backs),
+            "shuffled_back": backs.roll(1, 0),
+        }.items():
+            features = self._control({**batch, "back_control": control}, noised)[1]
+            accuracies[f"pair_accuracy_{name}"] = pair_accuracy(cosine_matrix(*features), shown)
+            if name == "real_back":
+                norms = {
+                    f"feature_rms_{view}": each.float().square().mean().sqrt()
+                    for view, each in zip(("back", "front"), features, strict=True)
+                }
+        return {**accuracies, **norms}
+
+    def _control(self, batch: Batch, noised: torch.Tensor) -> tuple[BackshanControlNetOutput, list[torch.Tensor]]:
+        """The residuals of the backs, and the features that are compared: of the backs and of the fronts, if any."""
+        branches, watched = [(noised, batch["back_control"]), *self._compared(batch, noised)], []
+        if self.objective.compares_fronts and not self.objective.front_gradient:
+            watched = [branches.pop()]
+        output = self._pass(branches, batch, residuals_of=len(noised))
+        residuals = output.first(len(noised))
+        if not self.objective.contrastive_weight:
+            return residuals, []
+        features = [*self._features(output).split(len(noised))]
+        with torch.no_grad():
+            features += [self._features(self._pass([branch], batch, residuals_of=0)) for branch in watched]
+        views = 2 if self.objective.compares_fronts else 1
+        return residuals, [self.head(each) for each in features[-views:]]
+
+    def _compared(self, batch: Batch, noised: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Latents and control pictures of the branches behind the first."""
+        if not self.objective.compares_fronts:
+            return []
+        match self.objective.front_latents:
+            case "shared":
+                return [(noised, batch["front_control"])]
+            case "pure":
+                return [(batch["front_noise"], batch["front_control"])]
+        front = (self._noised(batch["latents"], batch["front_noise"], batch), batch["front_control"])
+        if self.objective.front_latents == "independent":
+            return [front]
+        return [(self._noised(batch["back_latents"], batch["noise"], batch), batch["back_control"]), front]
+
+    def _pass(self, branches: list[tuple], batch: Batch, residuals_of: int) -> BackshanControlNetOutput:
+        """One pass of ControlNet for all branches."""
+        latents, controls = (torch.cat(parts) for parts in zip(*branches, strict=True))
+        copies = len(branches)
+        overhear = {"hidden_states_of": residuals_of} if self.objective.before_zero_convolutions else {}
+        return self.trained["controlnet"](
+            latents, batch["timesteps"].repeat(copies), batch["prompts"].repeat(copies, 1, 1), controls, **overhear
+        )
+
+    def _features(self, output: BackshanControlNetOutput) -> torch.Tensor:
+        objective = self.objective
+        return BackshanControlNetModel.control_features(
+            output, objective.features, objective.pooled, objective.before_zero_convolutions
+        )
+
+    def _noised(self, latents: torch.Tensor, noise: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return self.scheduler.add_noise(latents, noise, batch["timesteps"])
+
+    def _item_weights(self, batch: Batch) -> torch.Tensor | None:
+        if not self.objective.min_snr_gamma:
+            return None
+        alpha_bars = self.scheduler.alphas_cumprod.to(batch["timesteps"].device)[batch["timesteps"]]
+        return min_snr_weights(alpha_bars, self.objective.min_snr_gamma, self.scheduler.config.prediction_type)
 
 
 def noise_schedule(scheduler: SchedulerMixin) -> DDIMScheduler:
@@ -151,23 +261,15 @@ def noise_schedule(scheduler: SchedulerMixin) -> DDIMScheduler:
     return schedule
 
 
-def diffuse(
-    scheduler: DDIMScheduler, latents: torch.Tensor, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noise a batch at timesteps spread evenly over the schedule, which lowers the loss's variance.
-
-    Args:
-        latents: `B x C x H x W`, scaled.
-        generator: a CPU generator; it fixes noise and timesteps.
-
-    Returns:
-        The noised latents, their timesteps (`B`), and what the U-Net has to predict from them.
-    """
-    steps, size = scheduler.config.num_train_timesteps, len(latents)
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    position = (torch.rand(1, generator=generator) + torch.randperm(size, generator=generator) / size) % 1
-    timesteps = (position * steps).long().to(latents.device)
-    noised = scheduler.add_noise(latents, noise, timesteps)
+def denoising_target(scheduler: DDIMScheduler, batch: Batch) -> torch.Tensor:
+    """What the U-Net has to predict from the noised `latents` of a batch: its `noise`, or the velocity."""
     if scheduler.config.prediction_type == "v_prediction":
-        return noised, timesteps, scheduler.get_velocity(latents, noise, timesteps)
-    return noised, timesteps, noise
+        return scheduler.get_velocity(batch["latents"], batch["noise"], batch["timesteps"])
+    return batch["noise"]
+
+
+def _pooled_width(controlnet: BackshanControlNetModel, features: str) -> int:
+    """Values of one item's pooled features: the channels of the residuals that are chosen."""
+    mid = controlnet.controlnet_mid_block.out_channels
+    downs = [convolution.out_channels for convolution in controlnet.controlnet_down_blocks]
+    return {"all": sum(downs) + mid, "mid": mid, "last_down": downs[-1]}[features]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -43,7 +43,8 @@ class StageTrainer:
     Args:
         accelerator: the engine; everything distributed goes through it.
         module: the stage's loss with its models.
-        make_batch: `(step, sampler) -> Batch` on the CPU, a function of its arguments alone.
+        make_batch: `(number, sampler) -> Batch` on the CPU, a function of its arguments alone; micro-batches are
+            numbered from the stage's first.
         config: the stage's config.
         name: the stage's name.
         folder: where checkpoints and `metrics.jsonl` go.
@@ -96,9 +97,9 @@ class StageTrainer:
         )
         began, recent, items = time.perf_counter(), [], 0
         for _ in bar:
-            batch = self.make_batch(self.step, self.sampler)
-            items += len(next(iter(batch.values()))) * self.accelerator.num_processes
-            recent.append(self._step(batch))
+            batches = self._batches()
+            items += sum(len(next(iter(batch.values()))) for batch in batches) * self.accelerator.num_processes
+            recent.append(self._step(batches))
             if self.step % config.log_every == 0 or self.step == total:
                 terms = {name: float(torch.stack([each[name] for each in recent]).mean()) for name in recent[0]}
                 self._log(terms, items / (time.perf_counter() - began))
@@ -113,13 +114,32 @@ class StageTrainer:
             if self.step % config.checkpoint_every == 0 or self.step == total:
                 save_checkpoint(self.accelerator, self.folder, self.step)
 
-    def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        batch = {name: _move(tensor, self.accelerator.device) for name, tensor in batch.items()}
-        with self.accelerator.autocast():
-            terms = self.module(batch, self.sampler.generator(self.step, "noise"))
-        self._check_finite("loss", terms["loss"])
-        self.accelerator.backward(terms["loss"])
-        terms = {name: term.detach() for name, term in terms.items()}
+    def _batches(self) -> list[Batch]:
+        """The micro-batches of this step, on the device."""
+        parts = self.config.gradient_accumulation_steps
+        made = [self.make_batch(self.step * parts + part, self.sampler) for part in range(parts)]
+        return [{name: _move(tensor, self.accelerator.device) for name, tensor in batch.items()} for batch in made]
+
+    def _accumulate(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
+        """Leave the gradient of the mean loss of the micro-batches in the weights; returns the mean terms."""
+        whole = []
+        if self.config.cached_contrast:
+            with self.accelerator.autocast():
+                whole = self.accelerator.unwrap_model(self.module).compare(batches)
+        made = []
+        for part, batch in enumerate(batches):
+            together = (whole[part], len(batches)) if whole else ()
+            is_last = part == len(batches) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.module):
+                with self.accelerator.autocast():
+                    terms = self.module(batch, *together)
+                self._check_finite("loss", terms["loss"])
+                self.accelerator.backward(terms["loss"] / len(batches))
+            made.append({name: term.detach() for name, term in terms.items()})
+        return {name: torch.stack([terms[name] for terms in made]).mean() for name in made[0]}
+
+    def _step(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
+        terms = self._accumulate(batches)
         # Once for all models: they share the optimizer, whose gradients may be unscaled only once.
         self.accelerator.unscale_gradients(self.optimizer)
         for name, model in self.models.items():
