@@ -15,7 +15,7 @@ def inputs(channels: int = 3, batch: int = 2, seed: int = 0) -> dict:
     generator = torch.Generator().manual_seed(seed)
     return {
         "sample": torch.randn(batch, 4, 8, 8, generator=generator),
-        "timestep": torch.tensor([10, 700][:batch]),
+        "timestep": torch.tensor([10, 700, 400, 5][:batch]),
         "encoder_hidden_states": torch.randn(batch, 7, 16, generator=generator),
         "controlnet_cond": torch.rand(batch, channels, 64, 64, generator=generator),
     }
@@ -255,15 +255,38 @@ def test_forward_gives_a_tuple_on_request():
     assert len(downs) == len(model.controlnet_down_blocks) and mid.shape == (2, 16, 4, 4)
 
 
-def test_split_undoes_one_batch():
+@torch.no_grad()
+def test_the_first_items_of_a_batch_have_the_residuals_they_have_alone():
     model = tiny_controlnet().eval()
-    both, first, second = inputs(), inputs(batch=2), inputs(batch=2, seed=5)
-    joined = {name: torch.cat([first[name], second[name]]) for name in both}
-    with torch.no_grad():
-        parts = model(**joined).split([2, 2])
-        for part, alone in zip(parts, (first, second), strict=True):
-            for ours, theirs in zip(every(part), every(model(**alone)), strict=True):
-                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    first, second = inputs(batch=2), inputs(batch=2, seed=5)
+    joined = {name: torch.cat([first[name], second[name]]) for name in first}
+    alone = every(model(**first))
+    for output in (model(**joined).first(2), model(**joined, hidden_states_of=2)):
+        for ours, theirs in zip(every(output), alone, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_hidden_states_are_what_the_zero_convolutions_turn_into_residuals():
+    model = tiny_controlnet().eval()
+    output = model(**inputs(batch=3), hidden_states_of=1)
+    convolutions = [*model.controlnet_down_blocks, model.controlnet_mid_block]
+    hidden = [*output.down_block_hidden_states, output.mid_block_hidden_state]
+    for convolution, state, residual in zip(convolutions, hidden, every(model(**inputs(batch=3))), strict=True):
+        assert len(state) == 3
+        torch.testing.assert_close(convolution(state), residual, rtol=1e-4, atol=1e-5)
+    assert model(**inputs()).mid_block_hidden_state is None  # nothing listens any more
+
+
+def test_hidden_states_are_features_too():
+    model = tiny_controlnet(zero_residuals=True).eval()
+    output = model(**inputs(), hidden_states_of=2)
+    features = BackshanControlNetModel.control_features(output, before_zero_convolutions=True)
+    assert features.abs().max() > 0
+    torch.testing.assert_close(features[1, -256:], output.mid_block_hidden_state[1].flatten())
+    pooled = BackshanControlNetModel.control_features(output, "last_down", True, True)
+    torch.testing.assert_close(pooled, output.down_block_hidden_states[-1].mean(dim=(2, 3)))
+    assert BackshanControlNetModel.control_features(output).abs().max() == 0  # the residuals are
 
 
 def test_control_features_hold_every_residual_of_each_item():

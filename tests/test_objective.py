@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_stages import control_batch, control_stage
 from tiny import tiny_pipeline
 
 from backshan_diffusers.objective import (
@@ -13,11 +14,13 @@ from backshan_diffusers.objective import (
     Objective,
     backshan_loss,
     contrastive_cross_entropy,
+    contrastive_terms,
     cosine_matrix,
+    dispersive_loss,
+    min_snr_weights,
     noise_mse,
     pair_accuracy,
 )
-from backshan_diffusers.training.stages import ControlStage
 
 
 def features(seed: int, pairs: int = 5, width: int = 40) -> torch.Tensor:
@@ -66,33 +69,126 @@ def test_cosines_do_not_depend_on_the_length_of_features():
 def test_paper_preset_is_the_plain_sum_with_temperature_one():
     prediction, target = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
     back, front = features(0, 4), features(1, 4)
-    terms = backshan_loss(PRESETS["paper"], prediction, target, back, front)
-    mse = ((prediction - target).numpy() ** 2).mean()
-    expected = mse + numpy_cross_entropy(back, front, 1.0)
-    assert float(terms["loss"]) == pytest.approx(expected, rel=1e-5)
-    assert float(terms["mse"]) == pytest.approx(mse, rel=1e-5)
+    mse = noise_mse(prediction, target)
+    terms = contrastive_terms(PRESETS["paper"], back, front)
+    assert float(mse) == pytest.approx(((prediction - target).numpy() ** 2).mean(), rel=1e-5)
+    expected = float(mse) + numpy_cross_entropy(back, front, 1.0)
+    loss = backshan_loss(mse, terms["contrastive"], PRESETS["paper"].weight_at(0))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_weight_and_temperature_reach_the_loss():
-    back, front, target = features(0, 4), features(1, 4), torch.zeros(4, 1, 1, 1)
-    terms = backshan_loss(Objective(contrastive_weight=0.25, temperature=0.5), target, target, back, front)
-    assert float(terms["loss"]) == pytest.approx(0.25 * numpy_cross_entropy(back, front, 0.5), rel=1e-5)
+def test_the_weight_reaches_the_loss():
+    assert float(backshan_loss(torch.tensor(2.0), torch.tensor(3.0), 0.25)) == 2.75
 
 
-def test_group_ids_reach_the_loss():
-    back, front, target = features(0, 4), features(1, 4), torch.zeros(4, 1, 1, 1)
-    groups = torch.tensor([7, 7, 1, 2])
-    terms = backshan_loss(PRESETS["paper"], target, target, back, front, groups)
-    assert float(terms["loss"]) == pytest.approx(numpy_cross_entropy(back, front, 1.0, [7, 7, 1, 2]), rel=1e-5)
+def contrastive(objective: Objective, groups=None, shown=None, temperature=None) -> float:
+    tensors = [None if values is None else torch.tensor(values) for values in (groups, shown)]
+    return float(contrastive_terms(objective, features(0, 4), features(1, 4), *tensors, temperature)["contrastive"])
+
+
+def expected_cross_entropy(temperature, groups=None, shown=None) -> float:
+    return numpy_cross_entropy(features(0, 4), features(1, 4), temperature, groups, shown)
+
+
+def test_the_temperature_is_the_objectives_unless_it_is_learned():
+    objective = Objective(temperature=0.5)
+    assert contrastive(objective) == pytest.approx(expected_cross_entropy(0.5), rel=1e-5)
+    assert contrastive(objective, temperature=torch.tensor(0.2)) == pytest.approx(
+        expected_cross_entropy(0.2), rel=1e-5
+    )
+
+
+def test_items_of_one_group_are_negatives_only_where_the_objective_says_so():
+    groups = [7, 7, 1, 2]
+    assert contrastive(Objective(), groups) == pytest.approx(expected_cross_entropy(1.0, groups), rel=1e-5)
+    strict = Objective(same_group_negatives=True)
+    assert contrastive(strict, groups) == pytest.approx(expected_cross_entropy(1.0), rel=1e-5)
+
+
+def test_both_directions_are_the_mean_of_backs_and_fronts_that_seek():
+    other_way = numpy_cross_entropy(features(1, 4), features(0, 4), 0.5)
+    expected = (expected_cross_entropy(0.5) + other_way) / 2
+    assert abs(expected_cross_entropy(0.5) - other_way) > 1e-3
+    assert contrastive(Objective(temperature=0.5, both_directions=True)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_blanked_backs_have_nothing_to_find_but_their_fronts_stay_negatives():
-    back, front, target = features(0, 4), features(1, 4), torch.zeros(4, 1, 1, 1)
-    shown = torch.tensor([True, False, True, True])
-    terms = backshan_loss(PRESETS["paper"], target, target, back, front, None, shown)
-    expected = numpy_cross_entropy(back, front, 1.0, None, shown)
-    assert expected != pytest.approx(numpy_cross_entropy(back, front, 1.0), rel=1e-3)
-    assert float(terms["loss"]) == pytest.approx(expected, rel=1e-5)
+    shown = [True, False, True, True]
+    expected = expected_cross_entropy(1.0, None, shown)
+    assert expected != pytest.approx(expected_cross_entropy(1.0), rel=1e-3)
+    assert contrastive(PRESETS["paper"], None, shown) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("groups", [None, [0, 1, 0, 2, 1]])
+@pytest.mark.parametrize("shown", [None, [True, True, True, False, True]])
+def test_dispersive_loss_equals_the_independent_formula(groups, shown):
+    back = features(0).double().numpy()
+    terms = []
+    for i in range(5):
+        for j in range(5):
+            if i == j or (groups and groups[i] == groups[j]) or (shown and not (shown[i] and shown[j])):
+                continue
+            cosine = sum(back[i] * back[j]) / math.sqrt(sum(back[i] ** 2)) / math.sqrt(sum(back[j] ** 2))
+            terms.append(math.exp(cosine / 0.5))
+    tensors = [None if values is None else torch.tensor(values) for values in (groups, shown)]
+    ours = dispersive_loss(cosine_matrix(features(0), features(0)), 0.5, *tensors)
+    assert float(ours) == pytest.approx(math.log(sum(terms) / len(terms)), rel=1e-5)
+
+
+def test_dispersive_loss_without_pairs_teaches_nothing():
+    back = features(0).requires_grad_(True)
+    loss = dispersive_loss(cosine_matrix(back, back), 0.5, torch.zeros(5, dtype=torch.long))
+    loss.backward()
+    assert loss == 0 and back.grad.abs().max() == 0
+
+
+def test_negatives_are_the_backs_among_themselves():
+    terms = contrastive_terms(PRESETS["dispersive"], features(0))
+    assert list(terms) == ["contrastive"]
+    assert torch.equal(terms["contrastive"], dispersive_loss(cosine_matrix(features(0), features(0)), 0.5))
+
+
+def test_the_weight_warms_up_and_anneals():
+    objective = Objective(contrastive_weight=2.0, contrastive_warmup_steps=4, contrastive_anneal_steps=10)
+    assert [objective.weight_at(step) for step in (0, 1, 4, 9, 14, 20)] == [0, 0.5, 2, 1, 0, 0]
+    assert [Objective(contrastive_weight=2.0).weight_at(step) for step in (0, 99)] == [2, 2]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weights_equal_the_formula(kind):
+    alpha_bars = torch.tensor([0.0, 0.2, 0.5, 0.9, 0.999])
+    expected = []
+    for alpha_bar in alpha_bars.double().tolist():
+        snr = alpha_bar / (1 - alpha_bar)
+        kept = min(snr, 5)
+        expected.append((kept / snr if snr else 1.0) if kind == "epsilon" else kept / (snr + 1))
+    assert min_snr_weights(alpha_bars, 5, kind).tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_mse_weighs_items():
+    prediction, target = torch.tensor([[[[1.0]]], [[[3.0]]]]), torch.zeros(2, 1, 1, 1)
+    assert float(noise_mse(prediction, target, torch.tensor([1.0, 0.5]))) == (1 * 1 + 0.5 * 9) / 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("contrast", "triplets"),
+        ("features", "first"),
+        ("front_latents", "none"),
+        ("timesteps", "all"),
+        ("contrastive_weight", -1.0),
+        ("contrastive_warmup_steps", -1),
+        ("contrastive_anneal_steps", -1),
+        ("temperature", 0.0),
+        ("min_snr_gamma", -1.0),
+        ("noise_offset", float("nan")),
+        ("projection_width", 8),
+    ],
+)
+def test_an_objective_that_makes_no_sense_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"^objective.{field} "):
+        Objective(**{field: value})
 
 
 def test_a_batch_of_blanked_backs_teaches_nothing():
@@ -100,13 +196,6 @@ def test_a_batch_of_blanked_backs_teaches_nothing():
     loss = contrastive_cross_entropy(cosine_matrix(back, front), shown=torch.zeros(5, dtype=torch.bool))
     loss.backward()
     assert loss == 0 and back.grad.abs().max() == 0
-
-
-def test_mse_preset_needs_no_features():
-    prediction, target = torch.full((2, 1, 2, 2), 3.0), torch.ones(2, 1, 2, 2)
-    terms = backshan_loss(PRESETS["mse"], prediction, target)
-    assert set(terms) == {"loss", "mse"}
-    assert float(terms["loss"]) == 4.0
 
 
 def test_mse_of_half_precision_is_computed_in_float32():
@@ -152,23 +241,13 @@ def test_one_zero_side_is_no_nan():
 
 
 def test_paper_objective_takes_its_first_step_from_zero_convolutions():
-    pipeline = tiny_pipeline(zero_residuals=True)
-    stage = ControlStage(pipeline.controlnet, pipeline.unet, pipeline.scheduler, PRESETS["paper"], train_unet=False)
-    generator = torch.Generator().manual_seed(0)
-    batch = {
-        "latents": torch.randn(4, 4, 8, 8, generator=generator),
-        "prompts": torch.zeros(4, 7, 16),
-        "back_control": torch.rand(4, 3, 64, 64, generator=generator),
-        "front_control": torch.rand(4, 3, 64, 64, generator=generator),
-        "groups": torch.arange(4),
-        "shown": torch.ones(4, dtype=torch.bool),
-    }
+    stage = control_stage(PRESETS["paper"], train_unet=False, pipeline=tiny_pipeline(zero_residuals=True))
     optimizer = torch.optim.SGD(stage.parameters(), lr=1e-3)
     for step in range(3):
-        terms = stage(batch, torch.Generator().manual_seed(step))
+        terms = stage(control_batch(seed=step))
         optimizer.zero_grad()
         terms["loss"].backward()
-        norms = [p.grad.norm() for p in pipeline.controlnet.parameters() if p.grad is not None]
+        norms = [p.grad.norm() for p in stage.parameters() if p.grad is not None]
         assert torch.isfinite(torch.stack(norms)).all() and max(norms) < 1e3
         optimizer.step()
     assert torch.isfinite(terms["loss"])

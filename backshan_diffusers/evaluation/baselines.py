@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import PIL.Image
 import torch
-from tqdm.auto import tqdm
 
 from ..data.arrays import read_chunks, read_small_backs
 from ..data.pairs import Pairs

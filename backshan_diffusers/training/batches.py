@@ -14,7 +14,6 @@ from ..objective import Objective
 from .caching import PairArrays, to_pixels
 from .order import LikenessOrder, RandomOrder
 
-
 CROP_CANDIDATES = 4
 """Random crops of which the most detailed one is learned from."""
 
@@ -47,7 +46,9 @@ class StepSampler:
         total, wanted = order.total, batch_size * self.processes
         start = step * wanted + self.process * batch_size
         positions = range(start, start + batch_size)
-        orders = {epoch: order(self._seed(f"epoch {epoch}")) for epoch in {position // total for position in positions}}
+        orders = {
+            epoch: order(self._seed(f"epoch {epoch}")) for epoch in {position // total for position in positions}
+        }
         return np.array([orders[position // total][position % total] for position in positions])
 
     def _seed(self, name: str) -> int:
@@ -105,7 +106,9 @@ def latent_batch(
 
 def noise_batch(objective: Objective, latents: torch.Tensor, generator: torch.Generator) -> dict:
     """Gaussian noise for a batch's latents, and, where the objective wants another one, for the fronts compared."""
-    names = ["noise", "front_noise"] if objective.compares_fronts and objective.front_latents != "shared" else ["noise"]
+    names = (
+        ["noise", "front_noise"] if objective.compares_fronts and objective.front_latents != "shared" else ["noise"]
+    )
     return {name: _noise(latents.shape, objective.noise_offset, generator) for name in names}
 
 

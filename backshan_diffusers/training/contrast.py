@@ -11,9 +11,8 @@ from torch import nn
 
 from ..objective import Objective, contrastive_terms
 
-
 SMALLEST_TEMPERATURE = 0.01
-"""Below it a learned temperature makes the softmax so steep that one pair of a batch rules its gradient (as in CLIP)."""
+"""Below it a learned temperature makes the softmax so steep that one pair rules its gradient (as in CLIP)."""
 
 
 class ComparisonHead(nn.Module):
@@ -106,4 +105,3 @@ def compare(
         [slope[mine].to(each.dtype) for slope, each in zip(slopes, features)],
         None if tau is None else slopes[-1],
     )
-

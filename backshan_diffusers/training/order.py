@@ -8,6 +8,9 @@ import cv2
 import numpy as np
 import torch
 
+LOT = 2048
+"""Items among which neighbours are sought: few enough to be quick, and another company in every epoch."""
+
 THUMBNAIL_SIDE = 8
 """Side in px of the backs that are compared by their look: colours and their places, no details."""
 
@@ -26,8 +29,8 @@ class RandomOrder:
 class LikenessOrder:
     """Every epoch a new order in which runs of `group_size` items are alike: hard negatives of each other.
 
-    The items are halved again and again along random directions, as in a random projection tree (Dasgupta and Freund
-    2008), until `group_size` are left; then the groups are shuffled.
+    The items fall at random into lots of about `LOT`; within a lot an item and those nearest to it make a group, then
+    the next of what is left, and so on; then the groups are shuffled.
 
     Args:
         descriptors: `N x F`; items are alike where these are near in L2.
@@ -35,7 +38,8 @@ class LikenessOrder:
     """
 
     def __init__(self, descriptors: np.ndarray, group_size: int):
-        self.descriptors, self.group_size, self.total = descriptors.astype(np.float32), group_size, len(descriptors)
+        self.descriptors, self.group_size = descriptors.astype(np.float32), group_size
+        self.total = len(descriptors)
         self._known: tuple[int, np.ndarray] | None = None
 
     def __call__(self, seed: int) -> np.ndarray:
@@ -45,43 +49,46 @@ class LikenessOrder:
         return self._known[1]
 
     def _order(self, random: np.random.Generator) -> np.ndarray:
-        pending, groups = [random.permutation(len(self.descriptors))], []
-        while pending:
-            items = pending.pop()
-            if len(items) <= self.group_size:
-                groups.append(items)
-                continue
-            direction = random.standard_normal(self.descriptors.shape[1], dtype=np.float32)
-            items = items[np.argsort(self.descriptors[items] @ direction, kind="stable")]
-            half = -(-len(items) // (2 * self.group_size)) * self.group_size  # whole groups on the first side
-            pending += [items[:half], items[half:]]
-        whole = [group for group in groups if len(group) == self.group_size]
-        rest = [group for group in groups if len(group) < self.group_size]  # at most one, and it comes last
+        items, lot = random.permutation(self.total), -(-LOT // self.group_size) * self.group_size
+        groups = [group for start in range(0, self.total, lot) for group in self._groups(items[start : start + lot])]
+        rest = groups[-1:] if len(groups[-1]) < self.group_size else []  # comes last, or later groups would straddle
+        whole = groups[: len(groups) - len(rest)]
         return np.concatenate([whole[place] for place in random.permutation(len(whole))] + rest)
+
+    def _groups(self, items: np.ndarray) -> list[np.ndarray]:
+        """Cut a lot into groups, of which the last may be incomplete."""
+        groups = []
+        while len(items) > self.group_size:
+            distances = np.square(self.descriptors[items] - self.descriptors[items[0]]).sum(axis=1)
+            distances[0] = -1  # itself, also where another is equal
+            nearest = np.argsort(distances, kind="stable")[: self.group_size]
+            groups.append(items[nearest])
+            items = np.delete(items, nearest)
+        return [*groups, items]
 
 
 def describe_by_attributes(attributes: Sequence[dict]) -> np.ndarray:
-    """`N x F` descriptors of items by their labels: texts and switches as one column for each value, numbers scaled
-    to unit variance. Rare values weigh more, because two items that share one are more alike than two that share a
-    common one.
+    """`N x F` descriptors of items by their labels: one column for each text or switch that occurs, so that distances
+    count the labels that differ, and numbers scaled to unit variance.
 
     Args:
         attributes: the `attributes` of `N` rows; a label that a row lacks counts as a value of its own.
     """
-    names = sorted({name for row in attributes for name in row})
     columns = []
-    for name in names:
+    for name in sorted({name for row in attributes for name in row}):
         values = [row.get(name) for row in attributes]
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-            columns.append(np.array(values, dtype=np.float32)[:, None])
+            numbers = np.array(values, dtype=np.float32)[:, None]
+            columns.append((numbers - numbers.mean()) / max(numbers.std(), 1e-6))
         else:
             texts = np.array([repr(value) for value in values])
             columns.append((texts[:, None] == np.unique(texts)[None, :]).astype(np.float32))
-    table = np.concatenate(columns, axis=1)
-    return table / np.maximum(table.std(axis=0), 1e-6)
+    return np.concatenate(columns, axis=1)
 
 
 def describe_by_look(pictures: np.ndarray) -> np.ndarray:
     """`N x 192` descriptors of `N x S x S x 3` uint8 pictures: thumbnails in the Lab colours of OpenCV."""
-    small = [cv2.resize(picture, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA) for picture in pictures]
+    small = [
+        cv2.resize(picture, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA) for picture in pictures
+    ]
     return np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2LAB).reshape(-1) for picture in small]).astype(np.float32)

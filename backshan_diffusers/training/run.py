@@ -34,7 +34,7 @@ from .config import ConfigError, TrainingConfig
 from .logs import append_line, csv_step, drop_later_lines
 from .order import LikenessOrder, RandomOrder, describe_by_look
 from .records import check_record, write_record
-from .scratch import build_controlnet, build_pipeline
+from .scratch import build_controlnet, build_pipeline, seeded
 from .stages import AutoencoderStage, Batch, ControlStage, PriorStage, StageModule, noise_schedule
 from .trainer import StageTrainer
 from .validation import SHEET_ROWS, generate, mean_l1, rebuild, write_sheet
@@ -224,7 +224,8 @@ class TrainingRun:
             return batch
 
         schedule = noise_schedule(pipeline.scheduler)
-        return ControlStage(controlnet, pipeline.unet, schedule, objective, train_unet), make_batch
+        with seeded(config.seed):
+            return ControlStage(controlnet, pipeline.unet, schedule, objective, train_unet), make_batch
 
     def _order(self, config: TrainingConfig, pairs: PairArrays) -> RandomOrder | LikenessOrder:
         """The order in which pairs come."""

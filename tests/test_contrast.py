@@ -1,0 +1,109 @@
+"""The contrastive term over several micro-batches and several processes against one large batch."""
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from test_stages import MID, control_batch, control_stage
+
+from backshan_diffusers.objective import PRESETS
+from backshan_diffusers.training.contrast import SMALLEST_TEMPERATURE, ComparisonHead
+
+HERE = Path(__file__).parent
+OBJECTIVES = {
+    "paper": PRESETS["paper"],
+    "backshan": PRESETS["backshan"],
+    "dispersive": PRESETS["dispersive"],
+    "learned": replace(MID, projection_width=6, learned_temperature=True, both_directions=True),
+}
+
+
+def cut(batch: dict, parts: int) -> list[dict]:
+    """The batch as micro-batches."""
+    size = len(batch["latents"]) // parts
+    places = [slice(part * size, (part + 1) * size) for part in range(parts)]
+    return [{name: value[place] if value.ndim else value for name, value in batch.items()} for place in places]
+
+
+def gradients(stage) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in stage.parameters()])
+
+
+def whole_gradient(name: str) -> torch.Tensor:
+    """Of one batch of 8 pairs on one process."""
+    stage = control_stage(OBJECTIVES[name])
+    stage(control_batch(8))["loss"].backward()
+    return gradients(stage)
+
+
+def relative_error(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((ours - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_micro_batches_that_are_compared_with_each_other_equal_one_batch(name):
+    stage, parts = control_stage(OBJECTIVES[name]), cut(control_batch(8), 4)
+    losses = []
+    for part, comparison in zip(parts, stage.compare(parts), strict=True):
+        losses.append(stage(part, comparison, len(parts))["loss"])
+        (losses[-1] / len(parts)).backward()
+    assert relative_error(gradients(stage), whole_gradient(name)) < 1e-5
+    whole = control_stage(OBJECTIVES[name])(control_batch(8))["loss"]
+    torch.testing.assert_close(torch.stack(losses).mean(), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_micro_batches_that_are_not_compared_equal_one_batch_in_the_mse_alone():
+    for name, same in (("mse", True), ("paper", False)):
+        stage = control_stage(PRESETS[name])
+        for part in cut(control_batch(8), 4):
+            (stage(part)["loss"] / 4).backward()
+        whole = control_stage(PRESETS[name])
+        whole(control_batch(8))["loss"].backward()
+        assert (relative_error(gradients(stage), gradients(whole)) < 1e-5) == same
+
+
+def test_a_learned_temperature_has_a_floor():
+    head = ComparisonHead(replace(MID, learned_temperature=True, temperature=0.001), 4)
+    assert head.temperature().item() == pytest.approx(SMALLEST_TEMPERATURE)
+    assert ComparisonHead(MID, 4).temperature() is None
+
+
+def test_two_processes_equal_one_batch(tmp_path):
+    """Through a real DistributedDataParallel on gloo, with and without micro-batches."""
+    environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    subprocess.run([*command, str(tmp_path)], check=True, env=os.environ | environment, timeout=300)
+    ours = load_file(tmp_path / "gradients.safetensors")
+    assert len(ours) == 2 * len(OBJECTIVES)
+    for name in ours:
+        assert relative_error(ours[name], whole_gradient(name.partition(" ")[0])) < 1e-5, name
+
+
+def process(folder: Path) -> None:
+    """What each of the two processes does: its half of the batch, wrapped as training wraps it."""
+    accelerator, found = Accelerator(), {}
+    half = cut(control_batch(8), 2)[accelerator.process_index]
+    for name, objective in OBJECTIVES.items():
+        for parts in (1, 2):
+            stage, batches = control_stage(objective), cut(half, parts)
+            wrapped = accelerator.prepare(stage)
+            compared = stage.compare(batches) if parts > 1 else []
+            for place, batch in enumerate(batches):
+                together = (compared[place], parts) if compared else ()
+                with nullcontext() if place == parts - 1 else accelerator.no_sync(wrapped):
+                    accelerator.backward(wrapped(batch, *together)["loss"] / parts)
+            found[f"{name} in {parts}"] = gradients(stage)
+    if accelerator.is_main_process:
+        save_file(found, folder / "gradients.safetensors")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    process(Path(sys.argv[1]))
