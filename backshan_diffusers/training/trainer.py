@@ -97,9 +97,9 @@ class StageTrainer:
         )
         began, recent, items = time.perf_counter(), [], 0
         for _ in bar:
-            batches = self._batches()
+            batches = self.batches()
+            recent.append(self.advance(batches))
             items += sum(len(next(iter(batch.values()))) for batch in batches) * self.accelerator.num_processes
-            recent.append(self._step(batches))
             if self.step % config.log_every == 0 or self.step == total:
                 terms = {name: float(torch.stack([each[name] for each in recent]).mean()) for name in recent[0]}
                 self._log(terms, items / (time.perf_counter() - began))
@@ -114,7 +114,26 @@ class StageTrainer:
             if self.step % config.checkpoint_every == 0 or self.step == total:
                 save_checkpoint(self.accelerator, self.folder, self.step)
 
-    def _batches(self) -> list[Batch]:
+    def advance(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
+        """One optimiser step; returns the terms of the loss and the norms of the gradients."""
+        terms = self._accumulate(batches)
+        # Once for all models: they share the optimizer, whose gradients may be unscaled only once.
+        self.accelerator.unscale_gradients(self.optimizer)
+        for name, model in self.models.items():
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+            if self.accelerator.scaler is None:  # a loss scaler skips such a step by itself
+                self._check_finite(f"gradient norm of the {name}", norm)
+            terms[f"grad_norm_{name}"] = norm
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+            for name, model in self.models.items():
+                self.averages[name].step(model.parameters())
+        self.step += 1
+        return terms
+
+    def batches(self) -> list[Batch]:
         """The micro-batches of this step, on the device."""
         parts = self.config.gradient_accumulation_steps
         made = [self.make_batch(self.step * parts + part, self.sampler) for part in range(parts)]
@@ -137,24 +156,6 @@ class StageTrainer:
                 self.accelerator.backward(terms["loss"] / len(batches))
             made.append({name: term.detach() for name, term in terms.items()})
         return {name: torch.stack([terms[name] for terms in made]).mean() for name in made[0]}
-
-    def _step(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
-        terms = self._accumulate(batches)
-        # Once for all models: they share the optimizer, whose gradients may be unscaled only once.
-        self.accelerator.unscale_gradients(self.optimizer)
-        for name, model in self.models.items():
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
-            if self.accelerator.scaler is None:  # a loss scaler skips such a step by itself
-                self._check_finite(f"gradient norm of the {name}", norm)
-            terms[f"grad_norm_{name}"] = norm
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if not self.accelerator.optimizer_step_was_skipped:
-            self.schedule.step()
-            for name, model in self.models.items():
-                self.averages[name].step(model.parameters())
-        self.step += 1
-        return terms
 
     def _check_finite(self, name: str, value: torch.Tensor) -> None:
         """Stop before a broken value reaches the weights, and with them the next checkpoint."""

@@ -1,0 +1,250 @@
+"""Cost of one training step against the public ControlNet recipe: time, arithmetic and memory, side by side.
+
+python benchmarks/step_cost.py --json benchmarks/results/step_cost.json
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from report import Parser, Table, output_file, peak_memory_mib, positive, publish
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from backshan_diffusers import MINI, BackshanControlNetModel, BackToFrontPipeline
+from backshan_diffusers.objective import PRESETS
+from backshan_diffusers.training.batches import StepSampler, noise_batch, timestep_batch
+from backshan_diffusers.training.config import TrainingConfig
+from backshan_diffusers.training.stages import ControlStage, noise_schedule
+from backshan_diffusers.training.trainer import StageTrainer
+
+VARIANTS = {
+    "public": "the public ControlNet step",
+    "mse": "ours, plain loss (mse)",
+    "paper": "ours, paper",
+    "backshan": "ours, backshan",
+    "watched": "ours, backshan, fronts only looked at",
+}
+"""What is measured; the first is what the others are compared with."""
+
+MODELS = {"sd15": 256, "mini": 128}
+"""Side of the pictures in px by model: Stable Diffusion 1.5 with random weights, and the embedded model."""
+
+TOKENS = 77
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options."""
+    parser = Parser(prog="step_cost.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", choices=MODELS, default="sd15", help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=2, help="pairs in a step (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=5, help="each times every variant (default: %(default)s)")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16", help="(default: %(default)s)")
+    parser.add_argument("--json", type=output_file, help="write the results here")
+    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print, write what was asked for."""
+    options = parse(arguments)
+    if options.memory_of:
+        steps(options, [options.memory_of])[options.memory_of]()
+        print(json.dumps({"peak_memory_mib": peak_memory_mib(resource.getrusage(resource.RUSAGE_SELF))}))
+        return
+    memory = {name: peak_memory(name, options) for name in tqdm(VARIANTS, desc="memory")}
+    callables = steps(options, list(VARIANTS))
+    arithmetic = {name: gigaflops(step) for name, step in callables.items()}
+    seconds = {name: [] for name in VARIANTS}
+    for _ in tqdm(range(options.rounds), desc="rounds"):
+        for name, step in callables.items():
+            begin = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - begin)
+    results = {
+        "model": options.model,
+        "size_px": MODELS[options.model],
+        "batch_size": options.batch_size,
+        "precision": options.precision,
+        "rounds": options.rounds,
+        "threads": torch.get_num_threads(),
+        "variants": {
+            name: {
+                "seconds": seconds[name],
+                "median_s": statistics.median(seconds[name]),
+                "gigaflops": arithmetic[name],
+                "peak_memory_mib": memory[name],
+            }
+            for name in VARIANTS
+        },
+    }
+    publish([table(results)], results, arguments, 0, options.json)
+
+
+def steps(options: argparse.Namespace, names: list[str]) -> dict[str, Callable[[], None]]:
+    """One training step of each variant, on models of its own only where it changes their precision."""
+    return {name: public_step(options) if name == "public" else our_step(options, name) for name in names}
+
+
+def build(model: str) -> BackToFrontPipeline:
+    """A pipeline of Stable Diffusion 1.5's shape with random weights, or the embedded one."""
+    if model == "mini":
+        return BackToFrontPipeline.from_pretrained(MINI, dtype=torch.float32)
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512, **blocks)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            hidden_act="quick_gelu",
+            projection_dim=768,
+        )
+    )
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    return BackToFrontPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=BackToFrontPipeline.from_pretrained(MINI).tokenizer,
+        unet=unet,
+        controlnet=BackshanControlNetModel.from_unet(unet, image_size=MODELS[model]),
+        scheduler=scheduler,
+    )
+
+
+def public_step(options: argparse.Namespace) -> Callable[[], None]:
+    """The step of the public ControlNet training script, made again from its description.
+
+    The picture goes through the autoencoder and the prompt through the text encoder in every step; these and the
+    U-Net are frozen and in half precision where that is asked for; ControlNet stays in float32 under autocast.
+    """
+    pipeline, side, size = build(options.model), MODELS[options.model], options.batch_size
+    accelerator = Accelerator(mixed_precision=options.precision)
+    half = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    for frozen in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        frozen.requires_grad_(False).to(accelerator.device, half)
+    controlnet = pipeline.controlnet.train()
+    optimizer = torch.optim.AdamW(controlnet.parameters(), lr=1e-5)
+    controlnet, optimizer = accelerator.prepare(controlnet, optimizer)
+    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    pixels, control = torch.rand(2, size, 3, side, side).to(accelerator.device)
+    tokens = torch.randint(0, pipeline.text_encoder.config.vocab_size, (size, TOKENS)).to(accelerator.device)
+
+    def step() -> None:
+        latents = pipeline.vae.encode((pixels * 2 - 1).to(half)).latent_dist.sample()
+        latents = latents * pipeline.vae.config.scaling_factor
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, schedule.config.num_train_timesteps, (size,), device=latents.device)
+        noised = schedule.add_noise(latents.float(), noise.float(), timesteps).to(half)
+        prompts = pipeline.text_encoder(tokens)[0]
+        with accelerator.autocast():
+            downs, mid = controlnet(noised, timesteps, prompts, control, return_dict=False)
+        prediction = pipeline.unet(
+            noised,
+            timesteps,
+            prompts,
+            down_block_additional_residuals=[residual.to(half) for residual in downs],
+            mid_block_additional_residual=mid.to(half),
+        ).sample
+        loss = torch.nn.functional.mse_loss(prediction.float(), noise.float())
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(controlnet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def our_step(options: argparse.Namespace, name: str) -> Callable[[], None]:
+    """The step of the `controlnet` stage, through the trainer that runs it: averaged weights and all checks included.
+
+    Latents and prompt come from caches, as they do in training; making control pictures is left out on both sides.
+    """
+    objective = replace(PRESETS["backshan"], front_gradient=False) if name == "watched" else PRESETS[name]
+    pipeline, side, size = build(options.model), MODELS[options.model], options.batch_size
+    channels, width = pipeline.unet.config.in_channels, pipeline.unet.config.cross_attention_dim
+    latent = side // pipeline.vae_scale_factor
+
+    def make_batch(number: int, sampler: StepSampler) -> dict:
+        generator = sampler.generator(number, "picture")
+        latents = torch.randn(size, channels, latent, latent, generator=generator)
+        batch = {
+            "latents": latents,
+            "prompts": torch.randn(1, TOKENS, width, generator=generator).repeat(size, 1, 1),
+            "back_control": torch.rand(size, 3, side, side, generator=generator),
+            "front_control": torch.rand(size, 3, side, side, generator=generator),
+            "groups": torch.arange(size),
+            "shown": torch.ones(size, dtype=torch.bool),
+            "contrastive_weight": torch.tensor(objective.contrastive_weight),
+            "timesteps": timestep_batch(size, 1000, generator),
+        }
+        return batch | noise_batch(objective, latents, generator)
+
+    accelerator = Accelerator(mixed_precision=options.precision)
+    stage = ControlStage(
+        pipeline.controlnet, pipeline.unet, noise_schedule(pipeline.scheduler), objective, train_unet=False
+    )
+    folder = Path(tempfile.mkdtemp())
+    config = TrainingConfig(output_dir=str(folder), batch_size=size, learning_rate=1e-5)
+    trainer = StageTrainer(accelerator, stage, make_batch, config, "controlnet", folder)
+    return lambda: trainer.advance(trainer.batches())
+
+
+def gigaflops(step: Callable[[], None]) -> float:
+    """Floating point operations of matrix products and convolutions in one step, forward and backward, in 1e9."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() / 1e9
+
+
+def peak_memory(name: str, options: argparse.Namespace) -> float:
+    """The most memory that a process of its own holds over one step of this variant, in MiB."""
+    command = [sys.executable, __file__, "--memory-of", name, "--model", options.model]
+    command += ["--batch-size", str(options.batch_size), "--precision", options.precision]
+    run = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
+    return json.loads(run.stdout.splitlines()[-1])["peak_memory_mib"]
+
+
+def table(results: dict) -> Table:
+    """What is printed and goes into the docs."""
+    variants = results["variants"]
+    first, plain = variants["public"], variants["mse"]
+    return Table(
+        results["model"],
+        f"one step of {results['model']}, {results['size_px']} px, {results['batch_size']} pairs,"
+        f" precision {results['precision']}, {results['threads']} threads: medians of {results['rounds']} rounds",
+        ["variant", "seconds", "of the public step", "of mse", "arithmetic of mse", "GFLOP", "peak memory in MiB"],
+        [
+            [
+                VARIANTS[name],
+                f"{each['median_s']:.2f}",
+                f"{each['median_s'] / first['median_s']:.2f}",
+                f"{each['median_s'] / plain['median_s']:.2f}",
+                f"{each['gigaflops'] / plain['gigaflops']:.2f}",
+                f"{each['gigaflops']:.0f}",
+                f"{each['peak_memory_mib']:.0f}",
+            ]
+            for name, each in variants.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
