@@ -204,7 +204,7 @@ def our_step(options: argparse.Namespace, name: str) -> Callable[[], None]:
     folder = Path(tempfile.mkdtemp())
     config = TrainingConfig(output_dir=str(folder), batch_size=size, learning_rate=1e-5)
     trainer = StageTrainer(accelerator, stage, make_batch, config, "controlnet", folder)
-    return lambda: trainer.advance(trainer.batches())
+    return trainer.advance
 
 
 def gigaflops(step: Callable[[], None]) -> float:

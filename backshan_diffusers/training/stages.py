@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from accelerate import PartialState
@@ -44,7 +44,7 @@ class StageModule(nn.Module):
         """The trained models by component name."""
         yield from self.trained.items()
 
-    def compare(self, batches: list[Batch]) -> list[Comparison]:
+    def compare(self, batches: Iterable[Batch]) -> list[Comparison]:
         """What has to be computed over all micro-batches of a step before any of them; empty if nothing has."""
         return []
 
@@ -157,16 +157,19 @@ class ControlStage(StageModule):
         return {"loss": loss, "mse": mse, **comparison.terms, **learned}
 
     @torch.no_grad()
-    def compare(self, batches: list[Batch]) -> list[Comparison]:
-        """The contrastive term over all pairs of the micro-batches, in the memory of one."""
+    def compare(self, batches: Iterable[Batch]) -> list[Comparison]:
+        """The contrastive term over all pairs of the micro-batches, of which one at a time is in memory."""
         if not self.objective.contrastive_weight:
             return []
-        made = [self._control(batch, self._noised(batch["latents"], batch["noise"], batch))[1] for batch in batches]
+        made, groups, shown = [], [], []
+        for batch in batches:
+            made.append(self._control(batch, self._noised(batch["latents"], batch["noise"], batch))[1])
+            groups.append(batch["groups"])
+            shown.append(batch["shown"])
         features = [torch.cat(parts) for parts in zip(*made, strict=True)]
-        groups, shown = (torch.cat([batch[name] for batch in batches]) for name in ("groups", "shown"))
-        whole = compare(self.objective, features, groups, shown, self.head.temperature())
-        size = len(groups) // len(batches)
-        return [whole.part(slice(start, start + size)) for start in range(0, len(groups), size)]
+        whole = compare(self.objective, features, torch.cat(groups), torch.cat(shown), self.head.temperature())
+        size = len(groups[0])
+        return [whole.part(slice(part * size, (part + 1) * size)) for part in range(len(groups))]
 
     @torch.no_grad()
     def probe(self, batch: Batch) -> Terms:

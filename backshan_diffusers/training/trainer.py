@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .batches import StepSampler
 from .checkpoints import load_newest_checkpoint, save_checkpoint
 from .config import TrainingConfig
 from .logs import append_line, drop_later_lines, json_step
-from .stages import Batch, StageModule
+from .stages import Batch, StageModule, Terms
 
 DECAY_SHARE = 0.3
 """The learning rate stays at its height until this share of the steps is left, then falls to 0 in a line.
@@ -97,9 +97,9 @@ class StageTrainer:
         )
         began, recent, items = time.perf_counter(), [], 0
         for _ in bar:
-            batches = self.batches()
-            recent.append(self.advance(batches))
-            items += sum(len(next(iter(batch.values()))) for batch in batches) * self.accelerator.num_processes
+            terms, seen = self.advance()
+            recent.append(terms)
+            items += seen * self.accelerator.num_processes
             if self.step % config.log_every == 0 or self.step == total:
                 terms = {name: float(torch.stack([each[name] for each in recent]).mean()) for name in recent[0]}
                 self._log(terms, items / (time.perf_counter() - began))
@@ -114,9 +114,9 @@ class StageTrainer:
             if self.step % config.checkpoint_every == 0 or self.step == total:
                 save_checkpoint(self.accelerator, self.folder, self.step)
 
-    def advance(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
-        """One optimiser step; returns the terms of the loss and the norms of the gradients."""
-        terms = self._accumulate(batches)
+    def advance(self) -> tuple[Terms, int]:
+        """One optimiser step; returns the terms of the loss with the norms of the gradients, and the items seen."""
+        terms, items = self._accumulate()
         # Once for all models: they share the optimizer, whose gradients may be unscaled only once.
         self.accelerator.unscale_gradients(self.optimizer)
         for name, model in self.models.items():
@@ -131,31 +131,32 @@ class StageTrainer:
             for name, model in self.models.items():
                 self.averages[name].step(model.parameters())
         self.step += 1
-        return terms
+        return terms, items
 
-    def batches(self) -> list[Batch]:
-        """The micro-batches of this step, on the device."""
+    def _batches(self) -> Iterator[Batch]:
+        """The micro-batches of this step, on the device, one at a time; the same ones whenever they are asked for."""
         parts = self.config.gradient_accumulation_steps
-        made = [self.make_batch(self.step * parts + part, self.sampler) for part in range(parts)]
-        return [{name: _move(tensor, self.accelerator.device) for name, tensor in batch.items()} for batch in made]
+        for number in range(self.step * parts, (self.step + 1) * parts):
+            batch = self.make_batch(number, self.sampler)
+            yield {name: _move(tensor, self.accelerator.device) for name, tensor in batch.items()}
 
-    def _accumulate(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
-        """Leave the gradient of the mean loss of the micro-batches in the weights; returns the mean terms."""
-        whole = []
+    def _accumulate(self) -> tuple[Terms, int]:
+        """Leave the gradient of the micro-batches' mean loss in the weights; returns the mean terms and the items."""
+        parts, whole = self.config.gradient_accumulation_steps, []
         if self.config.cached_contrast:
             with self.accelerator.autocast():
-                whole = self.accelerator.unwrap_model(self.module).compare(batches)
-        made = []
-        for part, batch in enumerate(batches):
-            together = (whole[part], len(batches)) if whole else ()
-            is_last = part == len(batches) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.module):
+                whole = self.accelerator.unwrap_model(self.module).compare(self._batches())
+        made, items = [], 0
+        for part, batch in enumerate(self._batches()):
+            together = (whole[part], parts) if whole else ()
+            with nullcontext() if part == parts - 1 else self.accelerator.no_sync(self.module):
                 with self.accelerator.autocast():
                     terms = self.module(batch, *together)
                 self._check_finite("loss", terms["loss"])
-                self.accelerator.backward(terms["loss"] / len(batches))
+                self.accelerator.backward(terms["loss"] / parts)
             made.append({name: term.detach() for name, term in terms.items()})
-        return {name: torch.stack([terms[name] for terms in made]).mean() for name in made[0]}
+            items += len(next(iter(batch.values())))
+        return {name: torch.stack([terms[name] for terms in made]).mean() for name in made[0]}, items
 
     def _check_finite(self, name: str, value: torch.Tensor) -> None:
         """Stop before a broken value reaches the weights, and with them the next checkpoint."""
