@@ -153,7 +153,7 @@ def test_one_zero_side_is_no_nan():
 
 def test_paper_objective_takes_its_first_step_from_zero_convolutions():
     pipeline = tiny_pipeline(zero_residuals=True)
-    stage = ControlStage(pipeline.controlnet, pipeline.unet, pipeline.scheduler, PRESETS["paper"], train_unet=False)
+    stage = ControlStage(pipeline.controlnet, pipeline.unet, pipeline.scheduler, PRESETS["paper"], train_unet=None)
     generator = torch.Generator().manual_seed(0)
     batch = {
         "latents": torch.randn(4, 4, 8, 8, generator=generator),

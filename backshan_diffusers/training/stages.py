@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..models import BackshanControlNetModel
@@ -94,7 +95,7 @@ class PriorStage(StageModule):
 
 
 class ControlStage(StageModule):
-    """ControlNet on pairs, with the U-Net frozen (`controlnet`) or learning too (`joint`).
+    """ControlNet on pairs, with the U-Net frozen (`controlnet`) or learning too (`joint`), as a whole or in part.
 
     The backs, and where the objective compares them the fronts as well, go through ControlNet as one batch. Both see
     the same noised front latents, as the method's figures show.
@@ -106,11 +107,15 @@ class ControlStage(StageModule):
         unet: UNet2DConditionModel,
         scheduler: DDIMScheduler,
         objective: Objective,
-        train_unet: bool,
+        train_unet: str | None,
     ):
         models = {"controlnet": controlnet, "unet": unet}
         names = ("controlnet", "unet") if train_unet else ("controlnet",)
         super().__init__({n: models[n] for n in names}, {n: m for n, m in models.items() if n not in names})
+        if train_unet:
+            unet.requires_grad_(False)
+            for part in _unet_parts(unet, train_unet):
+                part.requires_grad_(True)
         self.scheduler, self.objective = scheduler, objective
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -135,6 +140,19 @@ class ControlStage(StageModule):
         features = [BackshanControlNetModel.control_features(part) for part in residuals] if copies == 2 else []
         pairs = {"group_ids": batch["groups"], "shown": batch["shown"]} if features else {}
         return backshan_loss(self.objective, prediction, target, *features, **pairs)
+
+
+def _unet_parts(unet: UNet2DConditionModel, name: str) -> list[nn.Module]:
+    """What learns where `unlock_unet` is `name`.
+
+    `decoder` is what the public ControlNet code unlocks: the blocks on the way up and the output. `attention` is the
+    queries, keys, values and outputs of every attention layer.
+    """
+    if name == "decoder":
+        return [unet.up_blocks, unet.conv_norm_out, unet.conv_out]
+    if name == "attention":
+        return [module for module in unet.modules() if isinstance(module, Attention)]
+    return [unet]
 
 
 def noise_schedule(scheduler: SchedulerMixin) -> DDIMScheduler:
