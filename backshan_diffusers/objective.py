@@ -8,6 +8,7 @@ Source of the method: the Backshan diffusion model, MIRU 2024.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,9 @@ import torch.nn.functional as F
 
 RMS_FLOOR = 1e-4
 """Features whose root mean square is far below this count as absent: their cosine goes to 0, and so does its slope."""
+
+_NEVER = -1e9
+"""A logit that counts nothing; minus infinity would make the gradient of nothing but such ones NaN."""
 
 CONTRASTS = ("pairs", "negatives")
 FEATURES = ("all", "mid", "last_down")
@@ -178,8 +182,9 @@ def cosine_matrix(back_features: torch.Tensor, front_features: torch.Tensor) -> 
     Returns:
         `B x B` float32; row i compares back i with every front.
     """
-    # Autocast would round the product to 8 bits, and cosines near 1 would tie.
-    with torch.autocast(back_features.device.type, enabled=False):
+    device = back_features.device.type
+    # Autocast would round the product to 8 bits, and cosines near 1 would tie. (The meta device knows no autocast.)
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         backs, fronts = _unit_length(back_features.float()), _unit_length(front_features.float())
         return backs @ fronts.T
 
@@ -232,9 +237,10 @@ def dispersive_loss(
         chosen = chosen & ~_same_group(group_ids)
     if shown is not None:
         chosen = chosen & shown[:, None] & shown[None, :]
-    if not chosen.any():
-        return similarities.sum() * 0
-    return torch.logsumexp(similarities[chosen] / temperature, dim=0) - chosen.sum().log()
+    logits = (similarities / temperature).masked_fill(~chosen, _NEVER)
+    count = chosen.sum()
+    loss = torch.logsumexp(logits.flatten(), dim=0) - count.clamp(min=1).log()
+    return torch.where(count > 0, loss, 0.0)
 
 
 # L_C = L_CE(D), (L_CE(D) + L_CE(D^T)) / 2 in both directions, or L_N of the backs among themselves

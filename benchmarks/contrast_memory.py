@@ -88,7 +88,7 @@ def one_step(way: str, pairs: int, options: argparse.Namespace) -> dict[str, flo
         return batch | noise_batch(objective, latents, generator)
 
     stage = ControlStage(
-        pipeline.controlnet, pipeline.unet, noise_schedule(pipeline.scheduler), objective, train_unet=True
+        pipeline.controlnet, pipeline.unet, noise_schedule(pipeline.scheduler), objective, train_unet="all"
     )
     folder = Path(tempfile.mkdtemp())
     parts = {"gradient_accumulation_steps": pairs // size, "cached_contrast": way == "cached"}

@@ -28,7 +28,7 @@ from backshan_diffusers.evaluation import (
     summarise_sides,
 )
 from backshan_diffusers.pictures import picture_sheet, save_picture
-from backshan_diffusers.training.config import load_config
+from backshan_diffusers.training.options import load_config
 
 GENERATED, MIRRORED = "generated", "mirrored back"
 SHEET_ITEMS, SHEET_COLUMNS = 32, 4

@@ -199,7 +199,7 @@ def our_step(options: argparse.Namespace, name: str) -> Callable[[], None]:
 
     accelerator = Accelerator(mixed_precision=options.precision)
     stage = ControlStage(
-        pipeline.controlnet, pipeline.unet, noise_schedule(pipeline.scheduler), objective, train_unet=False
+        pipeline.controlnet, pipeline.unet, noise_schedule(pipeline.scheduler), objective, train_unet=None
     )
     folder = Path(tempfile.mkdtemp())
     config = TrainingConfig(output_dir=str(folder), batch_size=size, learning_rate=1e-5)

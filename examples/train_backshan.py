@@ -1,67 +1,51 @@
 """Train a back-to-front model: `accelerate launch examples/train_backshan.py --config FILE --output_dir DIR`.
 
-Any field of the config that is one text, number or switch may follow as `--field value`. To resume, run the same
-command again.
+Any field of the config may follow as `--field value`, and wins over the file. A value for one stage alone is
+`--stages.STAGE.FIELD value`, as `--stages.joint.max_steps 5`. To resume, run the same command again.
 """
 
-import argparse
 import sys
-from dataclasses import asdict, fields
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import yaml
 from accelerate import PartialState
+from jsonargparse import ArgumentParser
 
-from backshan_diffusers.training.config import ConfigError, TrainingConfig, load_config
+from backshan_diffusers.training.config import ConfigError, TrainingConfig
+from backshan_diffusers.training.estimate import describe, rehearse
+from backshan_diffusers.training.options import load_config, new_parser, read_options
 from backshan_diffusers.training.run import TrainingRun
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """`--config`, `--dry_run`, and every field of the config that is one text, number or switch."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file with fields of the config.")
-    parser.add_argument("--dry_run", action="store_true", help="Print the config and the models' sizes, and stop.")
-    hints = get_type_hints(TrainingConfig)
-    for entry in fields(TrainingConfig):
-        if (reader := _READERS.get(_without_none(hints[entry.name]))) is not None:
-            parser.add_argument(f"--{entry.name}", type=reader, help=entry.metadata["help"])
+def build_parser() -> ArgumentParser:
+    """`--config`, `--dry_run`, and every field of the config."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--config", help="YAML file with fields of the config.")
+    parser.add_argument("--dry_run", action="store_true", help="Print what would be trained and what it needs; stop.")
     return parser
 
 
-def parse_arguments(arguments: list[str] | None = None) -> tuple[TrainingConfig, bool]:
+def parse_arguments(arguments: Sequence[str]) -> tuple[TrainingConfig, bool]:
     """The resolved config, and whether only to show it."""
-    values = vars(build_parser().parse_args(arguments))
-    config_file, dry_run = values.pop("config"), values.pop("dry_run")
-    return load_config(config_file, **{key: value for key, value in values.items() if value is not None}), dry_run
-
-
-def _without_none(hint: Any) -> Any:
-    return get_args(hint)[0] if get_origin(hint) is UnionType else hint
-
-
-def _switch(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r}: give true or false.")
-    return text.lower() == "true"
-
-
-_READERS = {str: str, int: int, float: float, bool: _switch}
+    options = read_options(build_parser(), arguments)
+    dry_run = options.pop("dry_run", False)
+    if "config" not in options:
+        raise ConfigError("there is no config: give --config FILE, as examples/configs/smoke.yaml.")
+    return load_config(options.pop("config"), **options), dry_run
 
 
 def show(config: TrainingConfig) -> None:
-    """Print the resolved config and the number of weights of every model."""
-    pipeline = TrainingRun(config).start(None)
-    print(yaml.safe_dump(asdict(config) | {"model": str(config.model)}, sort_keys=False))
-    for name in ("vae", "unet", "controlnet", "text_encoder"):
-        weights = sum(parameter.numel() for parameter in getattr(pipeline, name).parameters())
-        print(f"{name:13} {weights / 1e6:8.2f} M weights")
+    """Print the resolved config, the number of weights, and what each stage needs; nothing is written."""
+    needs = rehearse(config)
+    PartialState().print(yaml.safe_dump(asdict(config), sort_keys=False))
+    PartialState().print(describe(needs))
 
 
 def main() -> int:
     """Train, or show what would be trained."""
     try:
-        config, dry_run = parse_arguments()
+        config, dry_run = parse_arguments(sys.argv[1:])
         if dry_run:
             show(config)
             return 0

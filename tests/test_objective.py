@@ -241,7 +241,7 @@ def test_one_zero_side_is_no_nan():
 
 
 def test_paper_objective_takes_its_first_step_from_zero_convolutions():
-    stage = control_stage(PRESETS["paper"], train_unet=False, pipeline=tiny_pipeline(zero_residuals=True))
+    stage = control_stage(PRESETS["paper"], train_unet=None, pipeline=tiny_pipeline(zero_residuals=True))
     optimizer = torch.optim.SGD(stage.parameters(), lr=1e-3)
     for step in range(3):
         terms = stage(control_batch(seed=step))

@@ -9,7 +9,8 @@ import pytest
 
 import backshan_diffusers
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline, BackToFrontPipelineOutput, cli, data
-from backshan_diffusers.training.config import TrainingConfig
+from backshan_diffusers.objective import Objective
+from backshan_diffusers.training.config import STAGES, TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,14 +68,25 @@ def test_options_of_the_training_script():
     spec = importlib.util.spec_from_file_location("train_backshan", ROOT / "examples" / "train_backshan.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    scalars = {
-        *("output_dir", "base_model", "source", "train_pairs", "validation_pairs", "conditioning", "mirror", "prompt"),
-        *("seed", "objective", "condition_dropout", "prompt_dropout", "kl_weight", "edge_weight", "colour_weight"),
-        *("max_steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "ema_decay"),
-        *("log_every", "checkpoint_every", "validate_every"),
+    of_run = {
+        *("output_dir", "base_model", "controlnet", "source", "source_path", "train_pairs", "validation_pairs"),
+        *("conditioning", "mirror", "prompt", "seed"),
     }
-    assert options_of(script.build_parser()) == {"-h", "--help", "--config", "--dry_run", *(f"--{n}" for n in scalars)}
-    assert {entry.name for entry in fields(TrainingConfig)} == scalars | {"model", "crop_sizes", "stages"}
+    of_stage = {
+        *("condition_dropout", "prompt_dropout", "crop_sizes", "kl_weight", "edge_weight", "colour_weight"),
+        *("unlock_unet", "max_steps", "batch_size", "learning_rate", "unet_learning_rate", "warmup_steps"),
+        *("weight_decay", "max_grad_norm", "ema_decay", "log_every", "checkpoint_every", "validate_every"),
+        *("hard_negatives", "hard_group_size", "cached_contrast", "gradient_accumulation_steps"),
+    }
+    model = {
+        *("image_size", "latent_channels", "vae_channels", "unet_channels", "unet_attention", "condition_channels"),
+        *("text_width", "text_layers", "attention_head_dim", "norm_num_groups"),
+    }
+    assert {entry.name for entry in fields(TrainingConfig)} == of_run | of_stage | {"model", "objective", "stages"}
+    objective = {f"objective.{name}" for name in ("preset", *(entry.name for entry in fields(Objective)))}
+    staged = {f"stages.{stage}.{name}" for stage in STAGES for name in of_stage | objective}
+    names = of_run | of_stage | {f"model.{name}" for name in model} | objective | staged
+    assert options_of(script.build_parser()) == {"-h", "--help", "--config", "--dry_run", *(f"--{n}" for n in names)}
 
 
 def test_load_pairs():

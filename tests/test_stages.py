@@ -41,7 +41,7 @@ def control_batch(pairs: int = 4, seed: int = 0) -> dict:
     }
 
 
-def control_stage(objective: Objective, train_unet: bool = True, pipeline=None) -> ControlStage:
+def control_stage(objective: Objective, train_unet: str | None = "all", pipeline=None) -> ControlStage:
     pipeline = pipeline or tiny_pipeline()
     with seeded(0):
         return ControlStage(pipeline.controlnet, pipeline.unet, pipeline.scheduler, objective, train_unet)
@@ -173,7 +173,7 @@ def test_min_snr_weighs_every_item_by_its_timestep(kind):
     torch.testing.assert_close(weighted, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("train_unet", "learns"), [(False, {"controlnet"}), (True, {"controlnet", "unet"})])
+@pytest.mark.parametrize(("train_unet", "learns"), [(None, {"controlnet"}), ("all", {"controlnet", "unet"})])
 def test_only_the_models_of_a_stage_learn(train_unet, learns):
     pipeline = tiny_pipeline()
     stage = control_stage(Objective(contrastive_weight=0.5), train_unet, pipeline)

@@ -42,11 +42,11 @@ from backshan_diffusers.training.batches import (
 )
 from backshan_diffusers.training.caching import PairArrays, cache_latents, cache_pairs, to_pixels
 from backshan_diffusers.training.checkpoints import checkpoint_steps, save_checkpoint
-from backshan_diffusers.training.config import STAGES, ConfigError, TrainingConfig, load_config
+from backshan_diffusers.training.config import STAGES, ConfigError, ModelSize, TrainingConfig
 from backshan_diffusers.training.order import RandomOrder
 from backshan_diffusers.training.records import check_record, write_record
 from backshan_diffusers.training.run import TrainingRun
-from backshan_diffusers.training.scratch import ModelSize, build_controlnet, build_pipeline
+from backshan_diffusers.training.scratch import build_controlnet, build_pipeline
 from backshan_diffusers.training.stages import PriorStage, denoising_target, noise_schedule
 from backshan_diffusers.training.trainer import StageTrainer, learning_rate_factor
 from backshan_diffusers.training.validation import generate, rebuild
@@ -68,7 +68,7 @@ def config(folder: Path, **changes) -> TrainingConfig:
         "log_every": 1,
         "crop_sizes": (32, 64),
         "warmup_steps": 1,
-        "objective": "paper",
+        "objective": {"preset": "paper"},
     }
     return TrainingConfig(output_dir=str(folder), **{**values, **changes})
 
@@ -721,88 +721,6 @@ def test_an_unfinished_checkpoint_is_never_found(tmp_path):
     assert not (tmp_path / "checkpoint-10" / "old").exists()
 
 
-# --- config and script -----------------------------------------------------------------------------------------------
-
-
-def test_overrides_win_over_the_file_and_its_stages(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text("max_steps: 5\nseed: 3\nstages:\n  joint: {max_steps: 7, batch_size: 2}\n  vae:\n  prior: {}\n")
-    plain = load_config(path, output_dir="out")
-    assert plain.stage("joint").max_steps == 7 and plain.stage("vae").max_steps == 5
-    assert plain.stage_names() == ["vae", "prior", "joint"]
-    changed = load_config(path, output_dir="out", max_steps=1)
-    assert changed.stage("joint").max_steps == 1 and changed.stage("joint").batch_size == 2
-
-
-def test_a_trained_base_begins_at_controlnet():
-    assert TrainingConfig(output_dir="out", base_model="folder").stage_names() == ["controlnet", "joint"]
-
-
-def test_numbers_are_read_as_the_fields_mean_them(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text(
-        "learning_rate: 5e-4\nmax_steps: 1e2\nkl_weight: 1\ncrop_sizes: [64]\nmirror: false\nstages:\n  vae:\n"
-    )
-    read = load_config(path, output_dir="out")
-    assert (read.learning_rate, read.max_steps, read.kl_weight) == (0.0005, 100, 1.0)
-    assert isinstance(read.max_steps, int) and isinstance(read.kl_weight, float)
-    assert load_config(path, output_dir="out", seed=2**53 + 1).seed == 2**53 + 1
-    assert read.crop_sizes == (64,) and read.mirror is False and read.conditioning is None
-    assert read.stages == {"vae": {}}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("max_step: 5", "unknown field 'max_step'"),
-        ("stages: {joint: {lr: 1}}", "the stage joint has the unknown field 'lr'"),
-        ("stages: {late: {}}", "stages 'late' does not exist"),
-        ("stages: [vae]", "give stages, each with a colon"),
-        ("stages: {vae: 3}", "stages.vae is 3: give lines"),
-        ("stages: {joint: {}}", "begins with vae and prior"),
-        ("stages: {vae: {}, joint: {}}", "begins with vae and prior"),
-        ("stages: {vae: {seed: 3}}", "seed under the stage vae: it belongs to the whole run"),
-        ("stages: {vae: {batch_size: 0}}", "batch_size is 0"),
-        ("{base_model: x, stages: {prior: {}}}", "prior is no stage of a run from a base_model"),
-        ("{base_model: x, model: {image_size: 256}}", "leave model out"),
-        ("objective: best", "objective 'best' does not exist: choose from mse, paper"),
-        ("conditioning: depth", "conditioning 'depth' does not exist"),
-        ("conditioning: [rgb]", "conditioning is .'rgb'.: give a text"),
-        ("mirror: 1", "mirror is 1: give true or false"),
-        ("batch_size: 0", "batch_size is 0"),
-        ("batch_size: 2.5", "batch_size is 2.5: give a whole number"),
-        ("batch_size: true", "batch_size is True: give a whole number"),
-        (f"batch_size: {'9' * 400}.5", "give a whole number"),
-        ("seed: -1", "seed is -1: give a number from 0"),
-        (f"seed: {2**63}", "give a number from 0"),
-        ("batch_size: many", "batch_size is 'many': give a whole number"),
-        ("learning_rate: .nan", "learning_rate is nan: give a number"),
-        ("learning_rate: 0", "learning_rate is 0.0: give a positive"),
-        ("log_every: 0", "log_every is 0"),
-        ("validate_every: 0", "validate_every is 0"),
-        ("{log_every: 3, checkpoint_every: 10}", "give a multiple of it"),
-        ("condition_dropout: 1.5", "give a share from 0 to 1"),
-        ("kl_weight: -1", "kl_weight is -1.0: give a number that is not negative"),
-        ("crop_sizes: 32", "crop_sizes is 32: give a list"),
-        ("crop_sizes: [30]", "give multiples of 4 up to image_size, 128"),
-        ("crop_sizes: [256]", "give multiples of 4 up to image_size, 128"),
-        ("model: {image_size: 60}", "image_size is 60: give a multiple of 32"),
-        ("model: {depth: 3}", "model has the unknown field 'depth'"),
-        ("model: {condition_channels: [8, 8]}", "condition_channels has 2 levels and vae_channels 3"),
-        ("model: {unet_attention: [true]}", "unet_attention has 1 levels and unet_channels 4"),
-        ("model: {vae_channels: [6, 8, 8]}", "the width 6 cannot be cut into 4 groups"),
-        ("just words", "holds no fields"),
-        ("{", "not a readable YAML file"),
-    ],
-)
-def test_bad_configs_are_one_sentence(tmp_path, text, message):
-    path = tmp_path / "c.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message) as refused:
-        load_config(path, output_dir="out")
-    assert "\n" not in str(refused.value)
-
-
 # --- a trained base --------------------------------------------------------------------------------------------------
 
 
@@ -920,7 +838,8 @@ def test_batches_hold_the_recorded_prompt_the_empty_one_and_the_groups(tmp_path)
     assert {tuple(kind) for kind in kinds} == {(True, False), (False, True)}
     assert {"latents", "back_control", "front_control", "shown", "noise", "timesteps"} < set(batch)
     assert batch["contrastive_weight"] == 1 and len(set(batch["timesteps"].tolist())) == 8
-    plain = run._control_stage(replace(settings, objective="mse"), pipeline, pairs)[1](0, StepSampler(0, "controlnet"))
+    mse = replace(settings, objective={"preset": "mse"})
+    plain = run._control_stage(mse, pipeline, pairs)[1](0, StepSampler(0, "controlnet"))
     assert "front_control" not in plain
     for share in (0.0, 1.0):
         dropped = replace(settings, condition_dropout=share, prompt_dropout=share)
@@ -931,10 +850,11 @@ def test_batches_hold_the_recorded_prompt_the_empty_one_and_the_groups(tmp_path)
         assert all(torch.allclose(prompt, encoded[int(share)], atol=1e-5) for prompt in prior["prompts"])
 
 
-def test_one_timestep_for_the_batch_is_shared_by_processes_and_micro_batches(tmp_path, monkeypatch):
-    monkeypatch.setitem(PRESETS, "paper", Objective(contrastive_weight=1.0, timesteps="batch"))
+def test_one_timestep_for_the_batch_is_shared_by_processes_and_micro_batches(tmp_path):
     (tmp_path / "cache").mkdir()
-    run = TrainingRun(config(tmp_path, gradient_accumulation_steps=2))
+    run = TrainingRun(
+        config(tmp_path, gradient_accumulation_steps=2, objective={"preset": "paper", "timesteps": "batch"})
+    )
     _, make_batch = run._control_stage(run.config, tiny_pipeline(), pair_arrays())
     drawn = [
         make_batch(number, StepSampler(0, "controlnet", process, 2))["timesteps"].unique().tolist()
@@ -943,10 +863,11 @@ def test_one_timestep_for_the_batch_is_shared_by_processes_and_micro_batches(tmp
     assert len(drawn[0]) == 1 and drawn[0] == drawn[1] == drawn[2] != drawn[3]
 
 
-def test_the_contrastive_weight_follows_the_steps(tmp_path, monkeypatch):
-    monkeypatch.setitem(PRESETS, "paper", Objective(contrastive_weight=1.0, contrastive_warmup_steps=4))
+def test_the_contrastive_weight_follows_the_steps(tmp_path):
     (tmp_path / "cache").mkdir()
-    run = TrainingRun(config(tmp_path, gradient_accumulation_steps=2))
+    run = TrainingRun(
+        config(tmp_path, gradient_accumulation_steps=2, objective={"preset": "paper", "contrastive_warmup_steps": 4})
+    )
     _, make_batch = run._control_stage(run.config, tiny_pipeline(), pair_arrays())
     sampler = StepSampler(0, "controlnet")
     assert [make_batch(number, sampler)["contrastive_weight"].item() for number in (0, 1, 2, 8)] == [0, 0, 0.25, 1]
@@ -964,31 +885,6 @@ def test_the_weights_of_the_autoencoders_loss_are_those_of_the_config(tmp_path):
     stage, _ = TrainingRun(settings)._vae_stage(settings, tiny_pipeline(), pair_arrays())
     assert (stage.kl_weight, stage.edge_weight) == (0.1, 0.2)
     torch.testing.assert_close(stage.colours.norm(dim=1), torch.tensor([1, 0.3, 0.3]))
-
-
-@pytest.mark.parametrize("name", [path.name for path in (ROOT / "examples" / "configs").glob("*.yaml")])
-def test_every_shipped_config_loads(name):
-    config = load_config(ROOT / "examples" / "configs" / name, output_dir="out")
-    assert config.stage_names()[-1] == "joint"
-    assert all(config.stage(stage).max_steps >= 1 for stage in config.stage_names())
-
-
-def script(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "examples" / "train_backshan.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-def test_the_script_shows_what_it_would_train():
-    done = script("--config", str(SMOKE), "--output_dir", "nowhere", "--dry_run", "--batch_size", "3")
-    assert done.returncode == 0, done.stderr
-    assert "batch_size: 3" in done.stdout and "controlnet" in done.stdout
-    assert not Path("nowhere").exists()
-
-
-def test_the_script_refuses_bad_arguments_with_exit_code_two():
-    done = script("--config", str(SMOKE), "--output_dir", "nowhere", "--objective", "best")
-    assert done.returncode == 2 and "objective 'best' does not exist" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_two_processes_train_one_model(tmp_path):

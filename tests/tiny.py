@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
-from backshan_diffusers.training.scratch import ModelSize, build_controlnet, build_pipeline
+from backshan_diffusers.training.config import ModelSize
+from backshan_diffusers.training.scratch import build_controlnet, build_pipeline
 
 TINY = ModelSize(
     image_size=64,

@@ -1,18 +1,15 @@
-"""The training config: one documented dataclass, filled from YAML and overridden from the command line."""
+"""The training config: one documented dataclass whose values go together; options.py fills it."""
 
 from __future__ import annotations
 
 import math
-import types
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
-
-import yaml
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from ..conditioning import CONDITIONINGS
-from ..objective import PRESETS
-from .scratch import ModelSize
+from ..objective import PRESETS, Objective
+from ..pictures import MINIMUM_SIDE
 
 STAGES = ("vae", "prior", "controlnet", "joint")
 """In the order in which a run from nothing goes through them."""
@@ -23,9 +20,106 @@ HARD_NEGATIVES = ("none", "attributes", "look")
 NEEDED = STAGES[:2]
 """What a run from nothing cannot leave out: all later stages stand on it."""
 
+DEFAULT_PRESET = "paper"
+
+UNLOCKS = ("decoder", "attention", "all")
+"""What of the U-Net `joint` can train."""
+
+TEXT_HEADS = 2
+"""Attention heads of the text encoder that a run from nothing builds."""
+
 
 class ConfigError(ValueError):
     """Something that was asked for cannot be done; the message is one sentence that says what to do."""
+
+
+def check(holds: Any, message: str) -> None:
+    """Refuse with `message` what does not hold."""
+    if not holds:
+        raise ConfigError(message)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices."""
+    check(value in choices, f"{name} {value!r} does not exist: choose from {', '.join(choices)}.")
+
+
+def check_known(place: str, names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse fields of `place` that it does not have."""
+    for name in names:
+        check(name in known, f"{place} has the unknown field {name!r}: choose from {', '.join(known)}.")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Shape of a pipeline built from nothing.
+
+    Args:
+        image_size: side of the square pictures in pixels.
+        latent_channels: channels of a latent; its side is `image_size / 2 ** (len(vae_channels) - 1)`.
+        vae_channels: width of each level of the autoencoder, from full resolution down.
+        unet_channels: width of each level of the U-Net, from latent resolution down.
+        unet_attention: which of these levels attend to themselves and to the prompt; the middle always does.
+        condition_channels: width of each level of the ControlNet's condition embedding, as many as `vae_channels`.
+        text_width: width of the text encoder, and of what the U-Net attends to.
+        text_layers: layers of the text encoder.
+        attention_head_dim: heads of each attention, under the name that diffusers gives their number.
+        norm_num_groups: groups of every group norm.
+
+    Raises:
+        ConfigError: if there is no such pipeline.
+    """
+
+    image_size: int = 128
+    latent_channels: int = 8
+    vae_channels: tuple[int, ...] = (16, 32, 64)
+    unet_channels: tuple[int, ...] = (32, 64, 128, 128)
+    unet_attention: tuple[bool, ...] = (False, False, True, False)
+    condition_channels: tuple[int, ...] = (8, 16, 48)
+    text_width: int = 64
+    text_layers: int = 2
+    attention_head_dim: int = 4
+    norm_num_groups: int = 4
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if isinstance(value, int):
+                check(value >= 1, f"model.{name} is {value}: give a number of at least 1.")
+            elif name != "unet_attention":
+                check(
+                    value and min(value) >= 1, f"model.{name} is {list(value)}: give a width of at least 1 per level."
+                )
+        for name, other in (("condition_channels", "vae_channels"), ("unet_attention", "unet_channels")):
+            levels, wanted = len(getattr(self, name)), len(getattr(self, other))
+            check(levels == wanted, f"model.{name} has {levels} levels and {other} {wanted}: give as many.")
+        check(
+            self.image_size >= MINIMUM_SIDE,
+            f"model.image_size is {self.image_size}: give at least {MINIMUM_SIDE}, the smallest picture that is read.",
+        )
+        self._check_divisions()
+
+    def _check_divisions(self) -> None:
+        smallest = self.vae_factor * 2 ** (len(self.unet_channels) - 1)
+        for name, divisor in (("image_size", smallest), ("text_width", TEXT_HEADS)):
+            value = getattr(self, name)
+            check(value % divisor == 0, f"model.{name} is {value}: give a multiple of {divisor}.")
+        attending = [width for width, attends in zip(self.unet_channels, self.unet_attention, strict=True) if attends]
+        middle = self.unet_channels[-1]
+        for name, widths in (
+            ("norm_num_groups", (*self.vae_channels, *self.unet_channels)),
+            ("attention_head_dim", (*attending, middle)),
+        ):
+            parts = getattr(self, name)
+            odd = [width for width in widths if width % parts]
+            check(
+                not odd,
+                f"model.{name} is {parts}, which does not divide the width {odd and odd[0]}: change one of them.",
+            )
+
+    @property
+    def vae_factor(self) -> int:
+        """Side of a picture over the side of its latents."""
+        return 2 ** (len(self.vae_channels) - 1)
 
 
 def _of_run(text: str) -> dict:
@@ -40,15 +134,28 @@ def _of_stage(text: str) -> dict:
 
 @dataclass
 class TrainingConfig:
-    """Everything that decides what a training run computes. Values under `stages` win over the ones beside it."""
+    """Everything that decides what a training run computes. Values under `stages` win over the ones beside it.
+
+    Raises:
+        ConfigError: if a value is impossible, or some do not go together.
+    """
 
     output_dir: str = field(metadata=_of_run("Folder of the run: checkpoints, logs, sheets, pipeline."))
     base_model: str | None = field(
         default=None,
         metadata=_of_run("Pipeline folder or Hub id to begin from. None: a small model from nothing, as `model`."),
     )
+    controlnet: str | None = field(
+        default=None,
+        metadata=_of_run(
+            "Folder or Hub id of a ControlNet to begin from. None: the base's, or a copy of its U-Net's encoder."
+        ),
+    )
     model: ModelSize = field(default_factory=ModelSize, metadata=_of_run("Shape of a model from nothing."))
     source: str = field(default="wardrobe", metadata=_of_run("Source of the pairs, a name `load_pairs` knows."))
+    source_path: str | None = field(
+        default=None, metadata=_of_run("Folder of the source. None: the source needs no files.")
+    )
     train_pairs: int = field(default=20_000, metadata=_of_run("Number of pairs to train on."))
     validation_pairs: int = field(default=64, metadata=_of_run("Number of held-out pairs for sheets and metrics."))
     conditioning: str | None = field(
@@ -62,7 +169,10 @@ class TrainingConfig:
         default=None, metadata=_of_run("Prompt of every picture. None: what the base records, or the method's.")
     )
     seed: int = field(default=0, metadata=_of_run("Seeds weights, data order, noise and timesteps."))
-    objective: str = field(default="paper", metadata=_of_stage(f"Preset of the loss: {', '.join(PRESETS)}."))
+    objective: dict[str, Any] = field(
+        default_factory=lambda: {"preset": DEFAULT_PRESET},
+        metadata=_of_stage("`preset` and the fields of `Objective` that differ from it; all of them once it is read."),
+    )
     condition_dropout: float = field(default=0.05, metadata=_of_stage("Share of items whose back picture is blanked."))
     prompt_dropout: float = field(default=0.05, metadata=_of_stage("Share of items whose prompt is empty."))
     crop_sizes: tuple[int, ...] = field(
@@ -73,6 +183,9 @@ class TrainingConfig:
     edge_weight: float = field(default=1.0, metadata=_of_stage("Weight of the autoencoder's L1 of pixel differences."))
     colour_weight: float = field(
         default=3.0, metadata=_of_stage("Weight of colour against brightness in the autoencoder's loss.")
+    )
+    unlock_unet: str = field(
+        default="all", metadata=_of_stage(f"What of the U-Net the stage joint trains: {', '.join(UNLOCKS)}.")
     )
     max_steps: int = field(default=1_000, metadata=_of_stage("Optimiser steps of a stage."))
     batch_size: int = field(default=16, metadata=_of_stage("Pairs in a batch on each process."))
@@ -89,6 +202,9 @@ class TrainingConfig:
     )
     hard_group_size: int = field(default=4, metadata=_of_stage("Similar outfits that come together."))
     learning_rate: float = field(default=5e-4, metadata=_of_stage("Highest learning rate of AdamW."))
+    unet_learning_rate: float | None = field(
+        default=None, metadata=_of_stage("The same for the U-Net in the stage joint. None: as learning_rate.")
+    )
     warmup_steps: int = field(default=50, metadata=_of_stage("Steps of linear warm-up."))
     weight_decay: float = field(default=0.01, metadata=_of_stage("Weight decay of AdamW."))
     max_grad_norm: float = field(default=1.0, metadata=_of_stage("Gradients of each model are clipped to this norm."))
@@ -104,41 +220,54 @@ class TrainingConfig:
     )
 
     def __post_init__(self):
-        for name, hint in get_type_hints(TrainingConfig).items():
-            setattr(self, name, _typed(name, getattr(self, name), hint))
+        self.objective = _complete(self.objective)
         self._check_values()
+        self._check_base()
         self._check_stages()
 
     def _check_values(self) -> None:
-        _check_choice("objective", self.objective, tuple(PRESETS))
-        _check_choice("hard_negatives", self.hard_negatives, HARD_NEGATIVES)
+        check_choice("hard_negatives", self.hard_negatives, HARD_NEGATIVES)
         if self.hard_negatives != "none":
-            _check(
+            check(
                 self.hard_group_size >= 2 and self.batch_size % self.hard_group_size == 0,
                 f"hard_group_size is {self.hard_group_size} and batch_size {self.batch_size}: give a part of it, at"
                 " least 2.",
             )
+        check_choice("unlock_unet", self.unlock_unet, UNLOCKS)
         if self.conditioning is not None:
-            _check_choice("conditioning", self.conditioning, CONDITIONINGS)
+            check_choice("conditioning", self.conditioning, CONDITIONINGS)
         for name in _AT_LEAST_ONE:
-            _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: give a number of at least 1.")
+            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: give a number of at least 1.")
         for name in _NOT_NEGATIVE:
-            _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}: give a number that is not negative.")
+            value = getattr(self, name)
+            check(0 <= value < math.inf, f"{name} is {value}: give a number that is not negative.")
         for name in _SHARES:
-            _check(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}: give a share from 0 to 1.")
-        _check(0 <= self.seed < 2**63, f"seed is {self.seed}: give a number from 0 to 2**63 - 1.")
-        for name in ("learning_rate", "max_grad_norm"):
-            _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: give a positive number.")
-        _check(
+            check(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}: give a share from 0 to 1.")
+        check(0 <= self.seed < 2**63, f"seed is {self.seed}: give a number from 0 to 2**63 - 1.")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            check(value is None or 0 < value < math.inf, f"{name} is {value}: give a positive number.")
+        for name in _NAMES:
+            value = getattr(self, name)
+            check(value is None or value.strip(), f"{name} is {value!r}: give a folder, or leave it out.")
+        check(self.output_dir.strip(), f"output_dir is {self.output_dir!r}: give the name of a folder.")
+        check(
             self.checkpoint_every % self.log_every == 0,
             f"checkpoint_every is {self.checkpoint_every} and log_every {self.log_every}: give a multiple of it.",
         )
-        _check(
-            self.base_model is None or self.model == ModelSize(),
-            "base_model and model are both given: the base brings its own shape, so leave model out.",
-        )
+
+    def _check_base(self) -> None:
         if self.base_model is None:
+            check(
+                self.controlnet is None,
+                "controlnet is given without base_model: name the pipeline that it belongs to.",
+            )
             self.check_crops(self.model.image_size, self.model.vae_factor)
+        else:
+            check(
+                self.model == ModelSize(),
+                "base_model and model are both given: the base brings its own shape, so leave model out.",
+            )
 
     def check_crops(self, image_size: int, factor: int) -> None:
         """Refuse crops that do not fit in pictures of `image_size` px, or leave a part of a latent.
@@ -147,28 +276,28 @@ class TrainingConfig:
             ConfigError: if there are none, or one of them is impossible.
         """
         bad = [crop for crop in self.crop_sizes if not 0 < crop <= image_size or crop % factor]
-        _check(
+        check(
             self.crop_sizes and not bad,
             f"crop_sizes is {list(self.crop_sizes)}: give multiples of {factor} up to image_size, {image_size}.",
         )
 
     def _check_stages(self) -> None:
         for name, values in self.stages.items():
-            _check_choice("stages", name, STAGES)
-            misplaced = [entry.name for entry in fields(self) if entry.metadata["of_run"] and entry.name in values]
-            _check(
-                not misplaced,
-                f"{', '.join(misplaced)} under the stage {name}: it belongs to the whole run, give it once.",
-            )
+            check_choice("stages", name, STAGES)
+            for entry in ("unlock_unet", "unet_learning_rate"):
+                check(
+                    name == "joint" or entry not in values,
+                    f"{entry} under the stage {name}: only joint unlocks a U-Net, so give it there.",
+                )
             self.stage(name)
         names = tuple(self.stage_names())
         if self.base_model is None:
-            _check(
+            check(
                 names[:2] == NEEDED[: len(names)],
                 f"a run from nothing begins with {' and '.join(NEEDED)}: add them to stages, or give a base_model.",
             )
         else:
-            _check(
+            check(
                 "prior" not in self.stages,
                 "prior is no stage of a run from a base_model, which brings its U-Net: leave it out of stages.",
             )
@@ -180,104 +309,51 @@ class TrainingConfig:
             ConfigError: if one of them is unknown or impossible.
         """
         changes = self.stages.get(name, {})
-        _check_known(f"the stage {name}", changes)
-        return replace(self, stages={}, **changes)
+        check_known(f"the stage {name}", changes, OF_STAGE)
+        objective = changes.get("objective", {})
+        if "preset" not in objective:
+            objective = self.objective | objective
+        return replace(self, **changes | {"objective": objective, "stages": {}})
 
     def stage_names(self) -> list[str]:
         """The stages of this run, in order. By default a run from a trained base begins with ControlNet."""
-        default = STAGES if self.base_model is None else STAGES[len(NEEDED) :]
-        return [name for name in STAGES if name in (self.stages or default)]
+        return [name for name in STAGES if name in (self.stages or default_stages(self.base_model))]
 
+    def resolve_objective(self) -> Objective:
+        """What the run minimises; of a stage's config: what that stage does."""
+        return Objective(**{name: value for name, value in self.objective.items() if name != "preset"})
+
+
+OF_STAGE = tuple(entry.name for entry in fields(TrainingConfig) if not entry.metadata["of_run"])
+"""Fields that may differ from stage to stage."""
 
 _AT_LEAST_ONE = (
     *("train_pairs", "validation_pairs", "max_steps", "batch_size", "gradient_accumulation_steps"),
     *("log_every", "checkpoint_every", "validate_every"),
 )
 _NOT_NEGATIVE = ("kl_weight", "edge_weight", "colour_weight", "warmup_steps", "weight_decay")
+_POSITIVE = ("learning_rate", "unet_learning_rate", "max_grad_norm")
 _SHARES = ("condition_dropout", "prompt_dropout", "ema_decay")
+_NAMES = ("base_model", "controlnet", "source_path")
 
 
-def load_config(path: str | Path, **overrides) -> TrainingConfig:
-    """Read a YAML file; `overrides` win over it, also over the values of single stages.
+def default_stages(base_model: str | None) -> tuple[str, ...]:
+    """The stages of a run whose config names none."""
+    return STAGES if base_model is None else STAGES[len(NEEDED) :]
 
-    Raises:
-        ConfigError: for an unreadable file, an unknown field or an impossible value.
-    """
+
+def _complete(choice: dict[str, Any]) -> dict[str, Any]:
+    """A preset with its changes, as the preset's name and every field of its [`Objective`]."""
+    check(isinstance(choice, dict), f"objective is {choice!r}: give a dict with `preset`.")
+    changes = dict(choice)
+    preset = changes.pop("preset", DEFAULT_PRESET)
+    check_choice("objective.preset", preset, tuple(PRESETS))
+    check_known("objective", changes, [entry.name for entry in fields(Objective)])
+    for name, value in changes.items():
+        check(
+            not isinstance(value, float) or math.isfinite(value), f"objective.{name} is {value}: give a finite number."
+        )
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
-    values = {} if values is None else values
-    _check(isinstance(values, dict), f"{path} holds no fields: write lines of the form `field: value`.")
-    values = values | overrides
-    _check_known(str(path), values)
-    _check("output_dir" in values, f"{path} names no output_dir: give --output_dir FOLDER.")
-    stages = _typed("stages", values.get("stages"), dict[str, dict])
-    values["stages"] = {
-        name: {key: value for key, value in stage.items() if key not in overrides} for name, stage in stages.items()
-    }
-    return TrainingConfig(**values)
-
-
-def _check(holds: Any, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _check(value in choices, f"{name} {value!r} does not exist: choose from {', '.join(choices)}.")
-
-
-def _check_known(place: str, values: dict, cls: type = TrainingConfig) -> None:
-    known = [entry.name for entry in fields(cls)]
-    for name in values:
-        _check(name in known, f"{place} has the unknown field {name!r}: choose from {', '.join(known)}.")
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the field's type. YAML reads `5e-4` as text, a list where a tuple is meant, and nothing as None."""
-    if get_origin(hint) is types.UnionType:  # X | None
-        return None if value is None else _typed(name, value, get_args(hint)[0])
-    if get_origin(hint) is tuple:
-        _check(isinstance(value, list | tuple), f"{name} is {value!r}: give a list.")
-        return tuple(_typed(name, each, get_args(hint)[0]) for each in value)
-    if get_origin(hint) is dict:  # of stages
-        _check(isinstance(value or {}, dict), f"{name} is {value!r}: give stages, each with a colon after its name.")
-        return {key: _typed(f"{name}.{key}", each, dict) for key, each in (value or {}).items()}
-    if hint is dict:
-        _check(isinstance(value or {}, dict), f"{name} is {value!r}: give lines of the form `field: value`.")
-        return dict(value or {})
-    if hint is ModelSize:
-        return value if isinstance(value, ModelSize) else _model_size(value)
-    if hint in (int, float):
-        return _number(name, value, hint)
-    _check(isinstance(value, hint), f"{name} is {value!r}: give {_KINDS[hint]}.")
-    return value
-
-
-def _number(name: str, value: Any, kind: type) -> int | float:
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    try:
-        number = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = float("nan")
-    _check(
-        math.isfinite(number) and (kind is float or number.is_integer()), f"{name} is {value!r}: give {_KINDS[kind]}."
-    )
-    return kind(number)
-
-
-_KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
-
-
-def _model_size(values: Any) -> ModelSize:
-    values = _typed("model", values, dict)
-    _check_known("model", values, ModelSize)
-    hints = get_type_hints(ModelSize)
-    try:
-        return ModelSize(**{name: _typed(f"model.{name}", value, hints[name]) for name, value in values.items()})
-    except ConfigError:
-        raise
+        return {"preset": preset, **asdict(replace(PRESETS[preset], **changes))}
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 
-from ..data import load_pairs
+from ..data import Pairs, load_pairs
 from ..objective import PRESETS, Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
@@ -68,6 +68,8 @@ class TrainingRun:
             ConfigError: if there are no such pairs, the base cannot be used, the folder belongs to another run or
                 another process trains in it.
         """
+        if self.config.base_model is None:
+            self.pairs(self.config.model.image_size)  # a base says its size only once it is open
         with self._alone():
             source = None
             for name in self.config.stage_names():
@@ -80,11 +82,34 @@ class TrainingRun:
         if folder is not None:
             pipeline = BackToFrontPipeline.from_pretrained(folder)
         elif self.config.base_model is not None:
-            pipeline = open_base(self.config.base_model, self.config.seed, **self._recorded())
+            config = self.config
+            pipeline = open_base(config.base_model, config.seed, config.controlnet, **self._recorded())
         else:
             pipeline = build_pipeline(self.config.model, self.config.seed, **self._recorded_from_nothing())
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def pairs(self, size: int) -> tuple[Pairs, Pairs]:
+        """The training and the held-out pairs at `size` px, not drawn yet.
+
+        Raises:
+            ConfigError: if the source does not have them.
+        """
+        config = self.config
+        folder = {} if config.source_path is None else {"path": config.source_path}
+        try:
+            return (
+                load_pairs(config.source, split="train", size=size, count=config.train_pairs, **folder),
+                load_pairs(config.source, split="validation", size=size, count=config.validation_pairs, **folder),
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def build_stage(
+        self, name: str, pipeline: BackToFrontPipeline, pairs: PairArrays
+    ) -> tuple[StageModule, BatchMaker]:
+        """What a stage trains, and its batches."""
+        return _STAGES[name](self, self.config.stage(name), pipeline, pairs)
 
     @contextmanager
     def _alone(self):
@@ -134,13 +159,11 @@ class TrainingRun:
             return
         check_record(folder, record, max(checkpoint_steps(folder), default=0))
         pipeline = self.start(source)
-        size = pipeline.controlnet.config.image_size
-        train = self._pairs("train", config.train_pairs, size)
-        held_out = self._pairs("validation", config.validation_pairs, size)
+        train, held_out = (self._cached(rows) for rows in self.pairs(pipeline.controlnet.config.image_size))
         folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             write_record(folder, record)
-        module, make_batch = _STAGES[name](self, config, pipeline, train)
+        module, make_batch = self.build_stage(name, pipeline, train)
         trainer = StageTrainer(self.accelerator, module, make_batch, config, name, folder)
         if self.accelerator.is_main_process:
             drop_later_lines(folder / "validation.csv", trainer.step, csv_step)
@@ -150,11 +173,7 @@ class TrainingRun:
             self._finish(name, pipeline, train, finished)
         self.accelerator.wait_for_everyone()
 
-    def _pairs(self, split: str, count: int, size: int) -> PairArrays:
-        try:
-            rows = load_pairs(self.config.source, split=split, size=size, count=count)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    def _cached(self, rows: Pairs) -> PairArrays:
         with self.accelerator.main_process_first():
             return cache_pairs(rows, self.output_dir / "cache", os.cpu_count() or 1)
 
@@ -205,8 +224,8 @@ class TrainingRun:
 
         return make_batch
 
-    def _control_stage(self, config, pipeline, pairs, train_unet: bool = False) -> tuple[StageModule, BatchMaker]:
-        controlnet, objective = pipeline.controlnet, PRESETS[config.objective]
+    def _control_stage(self, config, pipeline, pairs, train_unet: str | None = None) -> tuple[StageModule, BatchMaker]:
+        controlnet, objective = pipeline.controlnet, config.resolve_objective()
         order = self._order(config, pairs)
         denoising = self._denoising(config, pipeline, pairs, objective, order)
 
@@ -234,7 +253,7 @@ class TrainingRun:
         return RandomOrder(len(pairs.backs))
 
     def _joint_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
-        return self._control_stage(config, pipeline, pairs, train_unet=True)
+        return self._control_stage(config, pipeline, pairs, train_unet=config.unlock_unet)
 
     def _validate(self, name: str, step: int, pipeline: BackToFrontPipeline, pairs: PairArrays) -> None:
         """A sheet and the mean L1 of the held-out pairs, with the averaged weights in place."""

@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ..conditioning import CHANNELS_PER_PART, conditioning_parts
 from ..models import BackshanControlNetModel
 from ..pipelines import BackToFrontPipeline
+from .config import TEXT_HEADS, ModelSize
 
 OPPONENT_COLOURS = torch.nn.functional.normalize(torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]), dim=1)
 """Rows: brightness, red against green, yellow against blue; an orthonormal basis of R, G, B."""
@@ -28,58 +28,6 @@ OPPONENT_SCALES = (0.7, 3.0, 3.0)
 
 MEAN_BRIGHTNESS = 0.6
 """Mean of R, G and B in pictures in [-1, 1] of people before a light backdrop."""
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Shape of a pipeline built from nothing.
-
-    Args:
-        image_size: side of the square pictures in pixels.
-        latent_channels: channels of a latent; its side is `image_size / 2 ** (len(vae_channels) - 1)`.
-        vae_channels: width of each level of the autoencoder, from full resolution down.
-        unet_channels: width of each level of the U-Net, from latent resolution down.
-        unet_attention: which of these levels attend to themselves and to the prompt; the middle always does.
-        condition_channels: width of each level of the ControlNet's condition embedding, as many as `vae_channels`.
-        text_width: width of the text encoder, and of what the U-Net attends to.
-        text_layers: layers of the text encoder.
-        attention_head_dim: heads of each attention, under the name that diffusers gives their number.
-        norm_num_groups: groups of every group norm.
-    """
-
-    image_size: int = 128
-    latent_channels: int = 8
-    vae_channels: tuple[int, ...] = (16, 32, 64)
-    unet_channels: tuple[int, ...] = (32, 64, 128, 128)
-    unet_attention: tuple[bool, ...] = (False, False, True, False)
-    condition_channels: tuple[int, ...] = (8, 16, 48)
-    text_width: int = 64
-    text_layers: int = 2
-    attention_head_dim: int = 4
-    norm_num_groups: int = 4
-
-    def __post_init__(self):
-        if len(self.condition_channels) != len(self.vae_channels):
-            raise ValueError(
-                f"condition_channels has {len(self.condition_channels)} levels and vae_channels"
-                f" {len(self.vae_channels)}: give as many, because ControlNet brings pictures to the size of latents."
-            )
-        if len(self.unet_attention) != len(self.unet_channels):
-            raise ValueError(
-                f"unet_attention has {len(self.unet_attention)} levels and unet_channels {len(self.unet_channels)}:"
-                " give as many."
-            )
-        smallest = self.vae_factor * 2 ** (len(self.unet_channels) - 1)
-        if self.image_size < 1 or self.image_size % smallest:
-            raise ValueError(f"image_size is {self.image_size}: give a multiple of {smallest}.")
-        odd = [width for width in (*self.vae_channels, *self.unet_channels) if width % self.norm_num_groups]
-        if odd:
-            raise ValueError(f"the width {odd[0]} cannot be cut into {self.norm_num_groups} groups of channels.")
-
-    @property
-    def vae_factor(self) -> int:
-        """Side of a picture over the side of its latents."""
-        return 2 ** (len(self.vae_channels) - 1)
 
 
 def build_pipeline(size: ModelSize, seed: int, **recorded) -> BackToFrontPipeline:
@@ -221,7 +169,7 @@ def _build_text_encoder(size: ModelSize, tokenizer: CLIPTokenizer) -> CLIPTextMo
         hidden_size=size.text_width,
         intermediate_size=2 * size.text_width,
         num_hidden_layers=size.text_layers,
-        num_attention_heads=2,
+        num_attention_heads=TEXT_HEADS,
         max_position_embeddings=tokenizer.model_max_length,
         projection_dim=size.text_width,
         bos_token_id=tokenizer.bos_token_id,

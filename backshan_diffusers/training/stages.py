@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..models import BackshanControlNetModel, BackshanControlNetOutput
@@ -100,7 +101,7 @@ class PriorStage(StageModule):
 
 
 class ControlStage(StageModule):
-    """ControlNet on pairs, with the U-Net frozen (`controlnet`) or learning too (`joint`).
+    """ControlNet on pairs, with the U-Net frozen (`controlnet`) or learning too (`joint`), as a whole or in part.
 
     All branches go through ControlNet as one batch, but for fronts that are only looked at. The first branch is the
     backs on noised front latents, whose residuals the U-Net gets; what the others see is the objective's choice.
@@ -112,11 +113,15 @@ class ControlStage(StageModule):
         unet: UNet2DConditionModel,
         scheduler: DDIMScheduler,
         objective: Objective,
-        train_unet: bool,
+        train_unet: str | None,
     ):
         models = {"controlnet": controlnet, "unet": unet}
         names = ("controlnet", "unet") if train_unet else ("controlnet",)
         super().__init__({n: models[n] for n in names}, {n: m for n, m in models.items() if n not in names})
+        if train_unet:
+            unet.requires_grad_(False)
+            for part in _unet_parts(unet, train_unet):
+                part.requires_grad_(True)
         self.scheduler, self.objective = scheduler, objective
         self.head = ComparisonHead(objective, _pooled_width(controlnet, objective.features))
 
@@ -248,6 +253,19 @@ class ControlStage(StageModule):
             return None
         alpha_bars = self.scheduler.alphas_cumprod.to(batch["timesteps"].device)[batch["timesteps"]]
         return min_snr_weights(alpha_bars, self.objective.min_snr_gamma, self.scheduler.config.prediction_type)
+
+
+def _unet_parts(unet: UNet2DConditionModel, name: str) -> list[nn.Module]:
+    """What learns where `unlock_unet` is `name`.
+
+    `decoder` is what the public ControlNet code unlocks: the blocks on the way up and the output. `attention` is the
+    queries, keys, values and outputs of every attention layer.
+    """
+    if name == "decoder":
+        return [unet.up_blocks, unet.conv_norm_out, unet.conv_out]
+    if name == "attention":
+        return [module for module in unet.modules() if isinstance(module, Attention)]
+    return [unet]
 
 
 def noise_schedule(scheduler: SchedulerMixin) -> DDIMScheduler:

@@ -37,6 +37,19 @@ def decay_begins(max_steps: int) -> float:
     return (1 - DECAY_SHARE) * max_steps
 
 
+def parameter_groups(module: StageModule, config: TrainingConfig) -> list[dict]:
+    """What learns, for the optimizer; a U-Net that learns beside a ControlNet may have a rate of its own."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    models = dict(module.named_trained())
+    if config.unet_learning_rate is None or "controlnet" not in models or "unet" not in models:
+        return [{"params": learning}]
+    unet = set(models["unet"].parameters())
+    return [
+        {"params": [parameter for parameter in learning if parameter not in unet]},
+        {"params": [parameter for parameter in learning if parameter in unet], "lr": config.unet_learning_rate},
+    ]
+
+
 class StageTrainer:
     """Trains a stage to its end, from its newest checkpoint if there is one.
 
@@ -62,9 +75,9 @@ class StageTrainer:
         self.accelerator, self.make_batch, self.config, self.folder = accelerator, make_batch, config, folder
         self.sampler = StepSampler(config.seed, name, accelerator.process_index, accelerator.num_processes)
         self.models = dict(module.named_trained())
-        learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        groups = parameter_groups(module, config)
         optimizer = torch.optim.AdamW(
-            learning, config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+            groups, config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, config.warmup_steps, config.max_steps)

@@ -1,0 +1,155 @@
+"""What a run would train and what that takes: weights, memory and the cost of a step, counted without a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..pipelines import BackToFrontPipeline
+from .batches import StepSampler
+from .caching import PairArrays
+from .config import TrainingConfig
+from .run import TrainingRun
+from .stages import Batch, StageModule
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """What a stage takes on each process. Bytes leave out activations, pictures and what the libraries need.
+
+    Args:
+        name: of the stage.
+        trained: number of weights that learn, by component.
+        weight_bytes: of every component, learning or not.
+        gradient_bytes: of what learns.
+        optimizer_bytes: AdamW's two moments of what learns.
+        average_bytes: averaged weights of every component of which something learns.
+        step_flops: floating-point operations of the matrix products, convolutions and attentions of one step, forward
+            and backward; a multiplication with its addition counts as two. Fused attention computes one product anew
+            on the way back, which is left out. Of crops of several sizes: the mean.
+    """
+
+    name: str
+    trained: dict[str, int]
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    average_bytes: int
+    step_flops: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of them together."""
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.average_bytes
+
+
+@dataclass(frozen=True)
+class RunNeeds:
+    """What a run takes: number of weights by component, and the needs of each stage."""
+
+    weights: dict[str, int]
+    stages: list[StageNeeds]
+
+
+class Rehearsal(TrainingRun):
+    """A run that makes its batches of nothing: they have the right shapes, and no model is asked for them."""
+
+    def _latents(self, pipeline: BackToFrontPipeline, pairs: PairArrays) -> torch.Tensor:
+        side = pipeline.controlnet.config.image_size // pipeline.vae_scale_factor
+        return torch.zeros(len(pairs.fronts), pipeline.vae.config.latent_channels, side, side)
+
+    def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
+        return torch.zeros(2, pipeline.tokenizer.model_max_length, pipeline.unet.config.cross_attention_dim)
+
+
+def rehearse(config: TrainingConfig) -> RunNeeds:
+    """Open what the run begins with, check its source, and count; nothing is trained, drawn or written.
+
+    The steps are run through on torch's meta device, which knows shapes and no values, so that a large model costs no
+    more than a small one.
+
+    Raises:
+        ConfigError: as the run itself would before its first step.
+    """
+    run = Rehearsal(config)
+    pipeline = run.start(None)
+    run.pairs(pipeline.controlnet.config.image_size)
+    models = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    for model in models.values():
+        model.to("meta")
+    weights = {name: _count(model.parameters()) for name, model in models.items()}
+    weight_bytes = sum(_bytes(model.parameters()) for model in models.values())
+    return RunNeeds(weights, [_needs(run, name, pipeline, weight_bytes) for name in config.stage_names()])
+
+
+def _needs(run: Rehearsal, name: str, pipeline: BackToFrontPipeline, weight_bytes: int) -> StageNeeds:
+    config = run.config.stage(name)
+    module, make_batch = run.build_stage(name, pipeline, _blank_pairs(pipeline, config.batch_size))
+    module.to("meta")
+    sampler, steps = StepSampler(config.seed, name), len(config.crop_sizes) if name == "vae" else 1
+    flops = [step_flops(module, _on_meta(make_batch(step, sampler)), config) for step in range(steps)]
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    models = dict(module.named_trained())
+    return StageNeeds(
+        name,
+        {part: _count(each for each in model.parameters() if each.requires_grad) for part, model in models.items()},
+        weight_bytes,
+        gradient_bytes=_bytes(learning),
+        optimizer_bytes=2 * _bytes(learning),
+        average_bytes=sum(_bytes(model.parameters()) for model in models.values()),
+        step_flops=sum(flops) // steps,
+    )
+
+
+def step_flops(module: StageModule, batch: Batch, config: TrainingConfig) -> int:
+    """Floating-point operations of the losses of a step's micro-batches, all like `batch`, and of their gradients."""
+    with FlopCounterMode(display=False) as counter:
+        if config.cached_contrast:
+            module.compare([batch])
+        module(batch)["loss"].backward()
+    return counter.get_total_flops() * config.gradient_accumulation_steps
+
+
+def _blank_pairs(pipeline: BackToFrontPipeline, count: int) -> PairArrays:
+    pictures = np.zeros((count, *2 * [pipeline.controlnet.config.image_size], 3), dtype=np.uint8)
+    return PairArrays(pictures, pictures, np.arange(count), "blank")
+
+
+def _on_meta(batch: Batch) -> Batch:
+    return {name: tensor.to("meta") for name, tensor in batch.items()}
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def describe(needs: RunNeeds) -> str:
+    """The needs of a run as a table."""
+    rows = [["weights, those that learn", "all", *(stage.name for stage in needs.stages)]]
+    for name, count in needs.weights.items():
+        rows.append([name, _in_millions(count), *(_in_millions(stage.trained.get(name, 0)) for stage in needs.stages)])
+    rows.append(["memory on each process", "", *(stage.name for stage in needs.stages)])
+    for text, field in (
+        ("weights", "weight_bytes"),
+        ("gradients", "gradient_bytes"),
+        ("AdamW's moments", "optimizer_bytes"),
+        ("averaged weights", "average_bytes"),
+        ("together", "total_bytes"),
+    ):
+        rows.append([text, "", *(f"{getattr(stage, field) / 2**20:.1f} MiB" for stage in needs.stages)])
+    rows.append(["a step on each process", "", *(f"{stage.step_flops / 1e9:.2f} GFLOP" for stage in needs.stages)])
+    lines = [f"{row[0]:26}" + "".join(f"{cell:>16}" for cell in row[1:]) for row in rows]
+    return "\n".join([*lines, "Not counted: activations, which grow with batch_size, pictures, and validation."])
+
+
+def _in_millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count else "-"

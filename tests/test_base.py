@@ -1,0 +1,133 @@
+"""A run from a folder laid out like the public Stable Diffusion 1.5, with a ControlNet from a folder of its own."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ControlNetModel, PNDMScheduler, StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from test_training import config
+from tiny import TINY, tiny_pipeline
+from transformers import CLIPConfig, CLIPImageProcessor
+
+from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
+from backshan_diffusers.training.base import open_base
+from backshan_diffusers.training.config import ConfigError, ModelSize
+from backshan_diffusers.training.run import TrainingRun
+from backshan_diffusers.training.scratch import build_pipeline
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory) -> Path:
+    """The components of the public base model, tiny: it predicts noise and brings a safety checker."""
+    parts, folder = tiny_pipeline(seed=3).components, tmp_path_factory.mktemp("public")
+    del parts["controlnet"], parts["image_encoder"]
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = tower | {"image_size": 32, "patch_size": 16}
+    parts["safety_checker"] = StableDiffusionSafetyChecker(
+        CLIPConfig(text_config=tower, vision_config=vision, projection_dim=8)
+    )
+    # so far from every picture that it objects to none
+    parts["safety_checker"].concept_embeds_weights.data.fill_(2)
+    parts["safety_checker"].special_care_embeds_weights.data.fill_(2)
+    parts["feature_extractor"] = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    parts["scheduler"] = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
+    StableDiffusionPipeline(**parts).save_pretrained(folder)
+    return folder
+
+
+def stock_controlnet(folder: Path, seed: int = 5, **changes) -> ControlNetModel:
+    """A stock ControlNet for the tiny U-Net, saved in a folder."""
+    unet = build_pipeline(replace(TINY, **changes), seed).unet
+    stock = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 4, 8))
+    stock.save_pretrained(folder)
+    return stock
+
+
+def test_a_stock_controlnet_joins_the_public_base(public, tmp_path):
+    stock = stock_controlnet(tmp_path)
+    opened = open_base(str(public), 0, str(tmp_path))
+    assert isinstance(opened, BackToFrontPipeline) and isinstance(opened.controlnet, BackshanControlNetModel)
+    assert (opened.controlnet.config.conditioning, opened.controlnet.config.image_size) == ("canny", 64)
+    for name, tensor in opened.controlnet.state_dict().items():
+        assert torch.equal(tensor, stock.state_dict()[name]), name
+    unet = StableDiffusionPipeline.from_pretrained(public, safety_checker=None).unet
+    assert torch.equal(opened.unet.conv_in.weight, unet.conv_in.weight)
+    assert not torch.equal(opened.unet.conv_in.weight, opened.controlnet.conv_in.weight)
+    assert opened.scheduler.config.prediction_type == "epsilon"
+
+
+def test_one_of_ours_keeps_what_it_records_and_replaces_the_bases_own(tmp_path):
+    tiny_pipeline(seed=1).save_pretrained(tmp_path / "base")
+    ours = tiny_pipeline("canny+rgb", seed=2, mirror=False, default_prompt="seen from ahead").controlnet
+    ours.save_pretrained(tmp_path / "controlnet")
+    opened = open_base(str(tmp_path / "base"), 0, str(tmp_path / "controlnet"), default_prompt="ahead").controlnet
+    assert (opened.config.conditioning, opened.config.mirror) == ("canny+rgb", False)
+    assert opened.config.default_prompt == "ahead"
+    assert torch.equal(opened.conv_in.weight, ours.conv_in.weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unet_channels": (8, 8)}, r"the ControlNet has block_out_channels \[8, 8\] and the U-Net \[8, 16\]"),
+        ({"text_width": 8}, "the ControlNet has cross_attention_dim 8 and the U-Net 16"),
+        ({"latent_channels": 8}, "the ControlNet has in_channels 8 and the U-Net 4"),
+    ],
+)
+def test_a_controlnet_of_another_base_is_refused(public, tmp_path, changes, message):
+    stock_controlnet(tmp_path, **changes)
+    with pytest.raises(ConfigError, match=f"with the controlnet .* cannot be used: {message}"):
+        open_base(str(public), 0, str(tmp_path))
+
+
+def test_a_controlnet_of_other_latents_is_refused(public, tmp_path):
+    pipeline = tiny_pipeline()
+    ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(4, 4, 8)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="reads pictures at 1/4 of their side and latents have 1/8"):
+        open_base(str(public), 0, str(tmp_path))
+
+
+def test_a_missing_controlnet_is_one_sentence(public, tmp_path):
+    with pytest.raises(ConfigError, match="with the controlnet .*nothing cannot be used: ") as refused:
+        open_base(str(public), 0, str(tmp_path / "nothing"))
+    assert "\n" not in str(refused.value)
+
+
+def test_the_two_stages_of_the_method_run_one_after_the_other(public, tmp_path):
+    """As sd15-stage1.yaml and sd15-stage2.yaml say it."""
+    stock = stock_controlnet(tmp_path / "controlnet")
+    shared = {"model": ModelSize(), "max_steps": 2, "learning_rate": 1e-3, "validate_every": 2}
+    first = TrainingRun(
+        config(
+            tmp_path / "one",
+            base_model=str(public),
+            controlnet=str(tmp_path / "controlnet"),
+            stages={"controlnet": {}},
+            **shared,
+        )
+    ).run()
+    frozen = BackToFrontPipeline.from_pretrained(first)
+    original = StableDiffusionPipeline.from_pretrained(public, safety_checker=None).unet
+    assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in frozen.unet.state_dict().items())
+    assert not torch.equal(frozen.controlnet.conv_in.weight, stock.conv_in.weight)
+    second = TrainingRun(
+        config(
+            tmp_path / "two",
+            base_model=str(first),
+            stages={"joint": {"unlock_unet": "decoder", "unet_learning_rate": 1e-4}},
+            **shared,
+        )
+    ).run()
+    unlocked = BackToFrontPipeline.from_pretrained(second)
+    assert unlocked.controlnet.config.conditioning == "canny"
+    assert torch.equal(unlocked.unet.conv_in.weight, original.conv_in.weight)
+    assert not torch.equal(unlocked.unet.conv_out.weight, original.conv_out.weight)

@@ -1,0 +1,118 @@
+"""What a run takes, counted without a step: against numbers worked out by hand, and against real steps."""
+
+import pytest
+import torch
+from test_training import config, pair_arrays
+from tiny import TINY
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from backshan_diffusers import MINI
+from backshan_diffusers.training.batches import StepSampler
+from backshan_diffusers.training.config import ConfigError, ModelSize
+from backshan_diffusers.training.estimate import describe, rehearse, step_flops
+from backshan_diffusers.training.run import TrainingRun
+from backshan_diffusers.training.scratch import build_pipeline
+from backshan_diffusers.training.stages import StageModule
+
+
+class TwoLayers(StageModule):
+    """A convolution that learns and a linear layer that may not: few enough operations to count by hand."""
+
+    def __init__(self, head_learns: bool):
+        body, head = nn.Conv2d(3, 5, 3, padding=1, bias=False), nn.Linear(5, 7, bias=False)
+        super().__init__(
+            {"body": body, **({"head": head} if head_learns else {})}, {} if head_learns else {"head": head}
+        )
+
+    def forward(self, batch):
+        features = self.component("body")(batch["pixels"]).movedim(1, -1)
+        return {"loss": self.component("head")(features).square().mean()}
+
+
+@pytest.mark.parametrize("head_learns", [True, False])
+def test_operations_of_a_step_are_those_counted_by_hand(tmp_path, head_learns):
+    """A step of 2 pictures of 4 x 4 px: 32 places."""
+    places, convolution, linear = 2 * 4 * 4, 2 * (3 * 3 * 3) * 5, 2 * 5 * 7
+    forward = places * (convolution + linear)
+    # Backward: the gradient of the kernel (that of the pictures is not asked for), of the features, of the matrix.
+    backward = places * (convolution + linear + (linear if head_learns else 0))
+    module = TwoLayers(head_learns)
+    for parts in (1, 3):
+        settings = config(tmp_path, gradient_accumulation_steps=parts)
+        counted = step_flops(module, {"pixels": torch.rand(2, 3, 4, 4)}, settings)
+        assert counted == parts * (forward + backward)
+
+
+@pytest.mark.parametrize("preset", ["mse", "paper", "dispersive", "backshan"])
+@sdpa_kernel(SDPBackend.MATH)
+def test_a_rehearsed_step_costs_what_the_real_one_does(tmp_path, preset):
+    (tmp_path / "cache").mkdir()
+    settings = config(tmp_path, objective={"preset": preset}, crop_sizes=(32,))
+    needs = {stage.name: stage for stage in rehearse(settings).stages}
+    for name in ("vae", "prior", "controlnet", "joint"):
+        module, make_batch = TrainingRun(settings).build_stage(name, build_pipeline(TINY, 0), pair_arrays())
+        sampler = StepSampler(0, name)
+        assert needs[name].step_flops == step_flops(module, make_batch(0, sampler), settings)
+
+
+def test_a_second_pass_for_the_comparison_costs_a_pass_of_controlnet(tmp_path):
+    def cost(cached: bool) -> int:
+        settings = config(tmp_path, objective={"preset": "backshan"}, cached_contrast=cached, crop_sizes=(32,))
+        return rehearse(settings).stages[2].step_flops
+
+    assert 1.1 * cost(False) < cost(True) < 1.5 * cost(False)
+
+
+def test_crops_of_several_sizes_cost_their_mean(tmp_path):
+    def cost(pairs: int, *crops: int) -> int:
+        return rehearse(config(tmp_path, crop_sizes=crops, batch_size=pairs)).stages[0].step_flops
+
+    small, large = cost(2, 32), cost(1, 64)  # of larger crops there are fewer, but at least one pair's
+    assert large == 2 * small
+    assert cost(2, 32, 64, 64) == (small + 2 * large) // 3
+
+
+def test_weights_and_bytes_of_each_stage_are_those_of_its_models(tmp_path):
+    needs = rehearse(
+        config(
+            tmp_path,
+            stages={name: {} for name in ("vae", "prior", "controlnet")} | {"joint": {"unlock_unet": "decoder"}},
+        )
+    )
+    models = {name: part for name, part in build_pipeline(TINY, 0).components.items() if isinstance(part, nn.Module)}
+    sizes = {name: sum(tensor.numel() for tensor in model.parameters()) for name, model in models.items()}
+    unet = models["unet"]
+    decoder = sum(
+        tensor.numel() for part in (unet.up_blocks, unet.conv_norm_out, unet.conv_out) for tensor in part.parameters()
+    )
+    assert needs.weights == sizes and set(sizes) == {"vae", "unet", "controlnet", "text_encoder"}
+    learns = [
+        {"vae": sizes["vae"]},
+        {"unet": sizes["unet"]},
+        {"controlnet": sizes["controlnet"]},
+        {"controlnet": sizes["controlnet"], "unet": decoder},
+    ]
+    assert 0 < decoder < sizes["unet"] and [stage.trained for stage in needs.stages] == learns
+    for stage, trained in zip(needs.stages, learns, strict=True):
+        assert stage.weight_bytes == 4 * sum(sizes.values())
+        assert stage.gradient_bytes == 4 * sum(trained.values())
+        assert stage.optimizer_bytes == 8 * sum(trained.values())
+        assert stage.average_bytes == 4 * sum(sizes[name] for name in trained)
+        parts = (stage.weight_bytes, stage.gradient_bytes, stage.optimizer_bytes, stage.average_bytes)
+        assert stage.total_bytes == sum(parts)
+
+
+def test_a_rehearsal_from_a_base_writes_nothing_and_reads_like_a_table(tmp_path):
+    needs = rehearse(config(tmp_path / "run", model=ModelSize(), base_model=MINI))
+    assert not (tmp_path / "run").exists()
+    lines = describe(needs).splitlines()
+    assert lines[0].split()[-3:] == ["all", "controlnet", "joint"]
+    unet = next(line.split() for line in lines if line.startswith("unet"))
+    assert unet == ["unet", "5.45", "M", "-", "5.45", "M"]
+    assert "activations" in lines[-1]
+
+
+def test_a_rehearsal_refuses_pairs_that_the_source_does_not_have(tmp_path):
+    with pytest.raises(ConfigError, match="count must be a whole number"):
+        rehearse(config(tmp_path, validation_pairs=10**9))
