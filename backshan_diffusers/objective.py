@@ -37,10 +37,22 @@ PRESETS = {
 """`mse`: the plain ControlNet loss, the method's baseline. `paper`: L_MSE + L_CE with tau = 1, a plain sum."""
 
 
-# L_MSE = mean (y - y_hat)^2, with y = eps, or y = alpha_t eps - sigma_t z_f where the U-Net predicts v
-def noise_mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of the U-Net's prediction, in float32. Both `B x C x H x W`; a scalar comes back."""
-    return F.mse_loss(prediction.float(), target.float())
+# L_MSE = sum w (y - y_hat)^2 / sum w, with y = eps, or y = alpha_t eps - sigma_t z_f where the U-Net predicts v
+def noise_mse(prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared error of the U-Net's prediction, in float32.
+
+    Args:
+        prediction: `B x C x H x W`.
+        target: `B x C x H x W`.
+        weights: `B x 1 x H x W`, w of each latent cell, 0 where it is left out. None: all are 1.
+
+    Returns:
+        A scalar: the mean over what is left, 0 where nothing is left.
+    """
+    if weights is None:
+        return F.mse_loss(prediction.float(), target.float())
+    errors = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=1, keepdim=True)
+    return _mean_over(errors, weights)
 
 
 # D_ij = <beta_b^i, beta_f^j> / (|beta_b^i| |beta_f^j|)
@@ -103,10 +115,11 @@ def backshan_loss(
     front_features: torch.Tensor | None = None,
     group_ids: torch.Tensor | None = None,
     shown: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """The whole loss and its terms, each a scalar, under `loss`, `mse` and, where fronts are compared, `cross_entropy`
     and `pair_accuracy`, which is there to be watched."""
-    mse = noise_mse(prediction, target)
+    mse = noise_mse(prediction, target, weights)
     if not objective.contrastive_weight:
         return {"loss": mse, "mse": mse}
     similarities = cosine_matrix(back_features, front_features)
@@ -127,7 +140,7 @@ def pair_accuracy(similarities: torch.Tensor, shown: torch.Tensor | None = None)
 
 
 def _mean_over(values: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
-    """Mean of the chosen ones of `B` values, 0 if there are none."""
+    """Mean of the chosen ones of some values, 0 if there are none."""
     if chosen is None:
         return values.mean()
     return (values * chosen).sum() / chosen.sum().clamp(min=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -15,11 +15,21 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 
 from ..data import load_pairs
+from ..faces import FaceDetectorMissing
 from ..objective import PRESETS
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
-from .batches import StepSampler, back_control_batch, crop_batch, crop_shape, front_control_batch, latent_batch
-from .caching import PairArrays, cache_latents, cache_pairs
+from .batches import (
+    StepPairs,
+    StepSampler,
+    back_control_batch,
+    crop_batch,
+    crop_shape,
+    front_control_batch,
+    kept_cells,
+    latent_batch,
+)
+from .caching import PairArrays, cache_latents, cache_pairs, encode
 from .checkpoints import checkpoint_steps
 from .config import ConfigError, TrainingConfig
 from .logs import append_line, csv_step, drop_later_lines
@@ -125,32 +135,52 @@ class TrainingRun:
         check_record(folder, record, max(checkpoint_steps(folder), default=0))
         pipeline = self.start(source)
         size = pipeline.controlnet.config.image_size
-        train = self._pairs("train", config.train_pairs, size)
+        train = self._pairs("train", config.train_pairs, size, config.mask_face)
         held_out = self._pairs("validation", config.validation_pairs, size)
         folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             write_record(folder, record)
         module, make_batch = _STAGES[name](self, config, pipeline, train)
+        prompts = self._prompts(pipeline)
         trainer = StageTrainer(self.accelerator, module, make_batch, config, name, folder)
         if self.accelerator.is_main_process:
             drop_later_lines(folder / "validation.csv", trainer.step, csv_step)
-        pipeline.to(self.accelerator.device)
-        trainer.train(lambda step: self._validate(name, step, pipeline, held_out))
+        with _without_text_encoder(pipeline):
+            pipeline.to(self.accelerator.device)
+            trainer.train(lambda step: self._validate(name, step, pipeline, held_out, prompts))
         with trainer.averaged_weights():
             self._finish(name, pipeline, train, finished)
         self.accelerator.wait_for_everyone()
 
-    def _pairs(self, split: str, count: int, size: int) -> PairArrays:
+    def _pairs(self, split: str, count: int, size: int, mask_face: str = "none") -> PairArrays:
         try:
             rows = load_pairs(self.config.source, split=split, size=size, count=count)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        with self.accelerator.main_process_first():
-            return cache_pairs(rows, self.output_dir / "cache", os.cpu_count() or 1)
+        try:
+            with self.accelerator.main_process_first():
+                return cache_pairs(rows, self._cache(), os.cpu_count() or 1, mask_face)
+        except FaceDetectorMissing as error:
+            raise ConfigError(str(error)) from error
 
-    def _latents(self, pipeline: BackToFrontPipeline, pairs: PairArrays) -> torch.Tensor:
+    def _cache(self) -> Path:
+        return self.output_dir / "cache" if self.config.cache_dir is None else Path(self.config.cache_dir)
+
+    def _latents(
+        self, config, pipeline: BackToFrontPipeline, pairs: PairArrays
+    ) -> Callable[[StepPairs], torch.Tensor]:
+        """Where a step's front latents come from: the cache, or the autoencoder if fronts are never the same twice."""
         vae = pipeline.vae.to(self.accelerator.device)
-        return cache_latents(pairs, vae, self.output_dir / "cache", self.accelerator)
+        augmentation = config.augmentation()
+        if augmentation.changes_pixels:
+            return lambda step_pairs: encode(step_pairs.fronts(), vae)
+        upright = cache_latents(pairs, vae, self._cache(), self.accelerator)
+        if not augmentation.flip:
+            return lambda step_pairs: upright[step_pairs.indices]
+        flipped = cache_latents(pairs, vae, self._cache(), self.accelerator, flipped=True)
+        return lambda step_pairs: torch.where(
+            step_pairs.flipped[:, None, None, None], flipped[step_pairs.indices], upright[step_pairs.indices]
+        )
 
     @torch.no_grad()
     def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
@@ -159,38 +189,52 @@ class TrainingRun:
         return pipeline.encode_prompt(prompts, torch.device("cpu"), 1, do_classifier_free_guidance=False)[0]
 
     def _vae_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
+        augmentation = config.augmentation()
+
         def make_batch(step: int, sampler: StepSampler) -> Batch:
             side, count = crop_shape(step, config.batch_size, config.crop_sizes)
             indices = sampler.indices(step, config.batch_size, len(pairs.backs))[:count]
-            return crop_batch(pairs, indices, side, sampler.generator(step, "crop"))
+            step_pairs = StepPairs(pairs, indices, augmentation, sampler, step)
+            return crop_batch(step_pairs, side, sampler.generator(step, "crop"))
 
         config.check_crops(pipeline.controlnet.config.image_size, pipeline.vae_scale_factor)
         weights = {name: getattr(config, name) for name in ("kl_weight", "edge_weight", "colour_weight")}
         return AutoencoderStage(pipeline.vae, self.config.base_model is not None, **weights), make_batch
 
+    def _denoising(self, config, pipeline, pairs) -> Callable[[int, StepSampler], tuple[Batch, StepPairs]]:
+        """Batches of front latents with their prompts, and the pairs they come from."""
+        latents, prompts = self._latents(config, pipeline, pairs), self._prompts(pipeline)
+        augmentation = config.augmentation()
+
+        def make_batch(step: int, sampler: StepSampler) -> tuple[Batch, StepPairs]:
+            indices = sampler.indices(step, config.batch_size, len(pairs.backs))
+            step_pairs = StepPairs(pairs, indices, augmentation, sampler, step)
+            drops = sampler.generator(step, "prompt")
+            batch = latent_batch(latents(step_pairs), prompts, drops, config.prompt_dropout)
+            if pairs.faces is not None:
+                batch["weights"] = kept_cells(step_pairs.faces(), pipeline.vae_scale_factor)
+            return batch, step_pairs
+
+        return make_batch
+
     def _prior_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
-        latents, prompts = self._latents(pipeline, pairs), self._prompts(pipeline)
-
-        def make_batch(step: int, sampler: StepSampler) -> Batch:
-            indices = sampler.indices(step, config.batch_size, len(latents))
-            return latent_batch(latents, indices, prompts, sampler.generator(step, "prompt"), config.prompt_dropout)
-
-        return PriorStage(pipeline.unet, noise_schedule(pipeline.scheduler)), make_batch
+        denoising = self._denoising(config, pipeline, pairs)
+        schedule = noise_schedule(pipeline.scheduler)
+        return PriorStage(pipeline.unet, schedule), lambda step, sampler: denoising(step, sampler)[0]
 
     def _control_stage(self, config, pipeline, pairs, train_unet: bool = False) -> tuple[StageModule, BatchMaker]:
-        latents, prompts = self._latents(pipeline, pairs), self._prompts(pipeline)
+        denoising = self._denoising(config, pipeline, pairs)
         controlnet, objective = pipeline.controlnet, PRESETS[config.objective]
 
         def make_batch(step: int, sampler: StepSampler) -> Batch:
-            indices = sampler.indices(step, config.batch_size, len(latents))
-            batch = latent_batch(latents, indices, prompts, sampler.generator(step, "prompt"), config.prompt_dropout)
+            batch, step_pairs = denoising(step, sampler)
             blanks = sampler.generator(step, "blank")
-            backs, shown = back_control_batch(pairs, indices, controlnet, blanks, config.condition_dropout)
+            backs, shown = back_control_batch(step_pairs.backs(), controlnet, blanks, config.condition_dropout)
             batch["back_control"] = backs
             if objective.contrastive_weight:
                 batch["shown"] = shown
-                batch["front_control"] = front_control_batch(pairs, indices, controlnet)
-                batch["groups"] = torch.from_numpy(pairs.groups[indices])
+                batch["front_control"] = front_control_batch(step_pairs.fronts(), controlnet)
+                batch["groups"] = step_pairs.groups()
             return batch
 
         schedule = noise_schedule(pipeline.scheduler)
@@ -199,7 +243,9 @@ class TrainingRun:
     def _joint_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         return self._control_stage(config, pipeline, pairs, train_unet=True)
 
-    def _validate(self, name: str, step: int, pipeline: BackToFrontPipeline, pairs: PairArrays) -> None:
+    def _validate(
+        self, name: str, step: int, pipeline: BackToFrontPipeline, pairs: PairArrays, prompts: torch.Tensor
+    ) -> None:
         """A sheet and the mean L1 of the held-out pairs, with the averaged weights in place."""
         if not self.accelerator.is_main_process:
             return
@@ -207,7 +253,7 @@ class TrainingRun:
             results = rebuild(pipeline.vae, pairs.fronts)
         else:
             shown = pairs.backs if name != "prior" else pairs.backs[:SHEET_ROWS]
-            results = generate(pipeline, shown, self.config.seed)
+            results = generate(pipeline, shown, self.config.seed, prompts)
         write_sheet(pairs, results[:SHEET_ROWS], self.output_dir / name / "sheets" / f"{step:07d}.png")
         append_line(self.output_dir / name / "validation.csv", f"{step},{mean_l1(results, pairs.fronts):.6f}")
 
@@ -227,6 +273,17 @@ class TrainingRun:
         shutil.rmtree(pending, ignore_errors=True)
         pipeline.save_pretrained(pending)
         pending.rename(folder)
+
+
+@contextmanager
+def _without_text_encoder(pipeline: BackToFrontPipeline) -> Iterator[None]:
+    """Within, the text encoder is no part of the pipeline: it stays on the CPU, for when the pipeline is saved."""
+    text_encoder = pipeline.text_encoder
+    pipeline.text_encoder = None
+    try:
+        yield
+    finally:
+        pipeline.text_encoder = text_encoder
 
 
 def _new_engine() -> Accelerator:

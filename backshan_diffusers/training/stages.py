@@ -89,7 +89,7 @@ class PriorStage(StageModule):
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
         noised, timesteps, target = diffuse(self.scheduler, batch["latents"], generator)
         prediction = self.trained["unet"](noised, timesteps, batch["prompts"]).sample
-        mse = noise_mse(prediction, target)
+        mse = noise_mse(prediction, target, batch.get("weights"))
         return {"loss": mse, "mse": mse}
 
 
@@ -134,7 +134,7 @@ class ControlStage(StageModule):
         ).sample
         features = [BackshanControlNetModel.control_features(part) for part in residuals] if copies == 2 else []
         pairs = {"group_ids": batch["groups"], "shown": batch["shown"]} if features else {}
-        return backshan_loss(self.objective, prediction, target, *features, **pairs)
+        return backshan_loss(self.objective, prediction, target, *features, **pairs, weights=batch.get("weights"))
 
 
 def noise_schedule(scheduler: SchedulerMixin) -> DDIMScheduler:
