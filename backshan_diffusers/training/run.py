@@ -279,11 +279,11 @@ class TrainingRun:
 def _without_text_encoder(pipeline: BackToFrontPipeline) -> Iterator[None]:
     """Within, the text encoder is no part of the pipeline: it stays on the CPU, for when the pipeline is saved."""
     text_encoder = pipeline.text_encoder
-    pipeline.text_encoder = None
+    pipeline.register_modules(text_encoder=None)
     try:
         yield
     finally:
-        pipeline.text_encoder = text_encoder
+        pipeline.register_modules(text_encoder=text_encoder)
 
 
 def _new_engine() -> Accelerator:
