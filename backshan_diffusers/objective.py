@@ -136,21 +136,31 @@ U-Nets (U-REPA), before the zero convolutions, so that cosines exist from the fi
 right need not agree; a front that cannot be told from z_t alone; a temperature that lets 16 pairs be told apart."""
 
 
-# L_MSE = (1/B) sum_i w_i mean (y_i - y_hat_i)^2, y = eps, or y = alpha_t eps - sigma_t z_f where the U-Net predicts v
+# L_MSE = sum_ik w_i m_ik (y_ik - y_hat_ik)^2 / sum_ik m_ik over items i and latent cells k,
+# with y = eps, or y = alpha_t eps - sigma_t z_f where the U-Net predicts v
 def noise_mse(
-    prediction: torch.Tensor, target: torch.Tensor, item_weights: torch.Tensor | None = None
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    item_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean squared error of the U-Net's prediction, in float32, as a scalar.
+    """Mean squared error of the U-Net's prediction, in float32.
 
     Args:
         prediction: `B x C x H x W`.
         target: `B x C x H x W`.
-        item_weights: `B`, what each item counts. None: 1.
+        weights: `B x 1 x H x W`, m of each latent cell, 0 where it is left out. None: all are 1.
+        item_weights: `B`, w of each item. None: all are 1.
+
+    Returns:
+        A scalar: the mean over what is left, 0 where nothing is left.
     """
-    if item_weights is None:
+    if weights is None and item_weights is None:
         return F.mse_loss(prediction.float(), target.float())
-    errors = F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(dim=1)
-    return (item_weights * errors).mean()
+    errors = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=1, keepdim=True)
+    if item_weights is not None:
+        errors = errors * item_weights[:, None, None, None]
+    return _mean_over(errors, weights)
 
 
 # w = min(SNR, gamma) / SNR where the U-Net predicts eps, min(SNR, gamma) / (SNR + 1) where it predicts v
@@ -295,7 +305,7 @@ def _same_group(group_ids: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_over(values: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
-    """Mean of the chosen ones of `B` values, 0 if there are none."""
+    """Mean of the chosen ones of some values, 0 if there are none."""
     if chosen is None:
         return values.mean()
     return (values * chosen).sum() / chosen.sum().clamp(min=1)

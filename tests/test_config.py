@@ -359,7 +359,10 @@ def test_the_script_shows_what_it_would_train(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--objective.preset", "best"], "objective.preset 'best' does not exist: choose from mse, paper, dispersive, backshan."),
+        (
+            ["--objective.preset", "best"],
+            "objective.preset 'best' does not exist: choose from mse, paper, dispersive,",
+        ),
         (["--dry_run", "--source", "nowhere"], "there is no source 'nowhere'"),
     ],
 )

@@ -167,7 +167,10 @@ def test_min_snr_weights_equal_the_formula(kind):
 
 def test_mse_weighs_items():
     prediction, target = torch.tensor([[[[1.0]]], [[[3.0]]]]), torch.zeros(2, 1, 1, 1)
-    assert float(noise_mse(prediction, target, torch.tensor([1.0, 0.5]))) == (1 * 1 + 0.5 * 9) / 2
+    per_item = torch.tensor([1.0, 0.5])
+    assert float(noise_mse(prediction, target, item_weights=per_item)) == (1 * 1 + 0.5 * 9) / 2
+    kept = torch.tensor([0.0, 1.0])[:, None, None, None]
+    assert float(noise_mse(prediction, target, kept, per_item)) == 0.5 * 9
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
+from backshan_diffusers.training.augmentation import Augmentation
+from backshan_diffusers.training.batches import StepPairs, StepSampler
+from backshan_diffusers.training.caching import PairArrays
 from backshan_diffusers.training.config import ModelSize
 from backshan_diffusers.training.scratch import build_controlnet, build_pipeline
 
@@ -57,4 +61,25 @@ def wake(controlnet: BackshanControlNetModel) -> None:
         convolution.weight.data.normal_(std=0.3, generator=generator)
 
 
-__all__ = ["TINY", "build_controlnet", "tiny_controlnet", "tiny_pipeline", "tiny_unet", "wake"]
+def pair_arrays(count: int = 8, size: int = 64) -> PairArrays:
+    """Pairs of noise; two of them share an outfit."""
+    random = np.random.RandomState(0)
+    backs, fronts = (random.randint(0, 255, (count, size, size, 3)).astype(np.uint8) for _ in range(2))
+    return PairArrays(backs, fronts, np.arange(count) // 2, "key")
+
+
+def step_pairs(pairs: PairArrays, indices: np.ndarray, step: int = 0, **augmentation) -> StepPairs:
+    """Some of the pairs, changed as the fields of `Augmentation` say."""
+    return StepPairs(pairs, indices, Augmentation(**augmentation), StepSampler(0, "joint"), step)
+
+
+__all__ = [
+    "TINY",
+    "build_controlnet",
+    "pair_arrays",
+    "step_pairs",
+    "tiny_controlnet",
+    "tiny_pipeline",
+    "tiny_unet",
+    "wake",
+]

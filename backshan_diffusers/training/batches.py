@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from ..conditioning import control_image
 from ..models import BackshanControlNetModel
 from ..objective import Objective
+from .augmentation import Augmentation, move_mask, move_picture, recolour
 from .caching import PairArrays, to_pixels
 from .order import LikenessOrder, RandomOrder
 
@@ -55,6 +57,63 @@ class StepSampler:
         return int.from_bytes(hashlib.sha256(f"{self.seed} {self.stage} {name}".encode()).digest()[:7], "big")
 
 
+class StepPairs:
+    """The pairs of one step, changed at random. Each view is made when it is asked for.
+
+    Args:
+        pairs: all of them.
+        indices: `B`, those of the step.
+        augmentation: what may happen to them.
+        sampler: gives the random numbers.
+        step: number of the step.
+    """
+
+    def __init__(
+        self, pairs: PairArrays, indices: np.ndarray, augmentation: Augmentation, sampler: StepSampler, step: int
+    ):
+        self._pairs, self._side, self.indices = pairs, pairs.fronts.shape[1], indices
+        self.flipped = torch.rand(len(indices), generator=sampler.generator(step, "flip")) < augmentation.flip
+        self._colour_maps = self._back_moves = self._front_moves = None
+        if any(augmentation.colour_jitter):
+            self._colour_maps = augmentation.colour_maps(len(indices), sampler.generator(step, "jitter"))
+        if any(augmentation.affine):
+            moves = augmentation.moves(len(indices), self._side, sampler.generator(step, "affine"))
+            self._back_moves, self._front_moves = moves
+
+    def backs(self) -> np.ndarray:
+        """`B x S x S x 3` uint8."""
+        return self._changed(self._pairs.backs, self._back_moves)
+
+    def fronts(self) -> np.ndarray:
+        """`B x S x S x 3` uint8."""
+        return self._changed(self._pairs.fronts, self._front_moves)
+
+    def pictures(self, view: str, mirror: bool) -> np.ndarray:
+        """The `backs` or `fronts`, flipped left-right once more if `mirror`: `B x S x S x 3` uint8."""
+        pictures = self.backs() if view == "backs" else self.fronts()
+        return pictures[:, :, ::-1] if mirror else pictures
+
+    def faces(self) -> np.ndarray:
+        """`B x S x S` bool: which pixels of the fronts are those of a masked face."""
+        faces = np.unpackbits(self._pairs.faces[self.indices], axis=-1, count=self._side)
+        return self._each(move_mask, self._flip(faces), self._front_moves).astype(bool)
+
+    def groups(self) -> torch.Tensor:
+        """`B` int64, equal where the outfit is equal."""
+        return torch.from_numpy(self._pairs.groups[self.indices])
+
+    def _changed(self, pictures: np.ndarray, moves: np.ndarray | None) -> np.ndarray:
+        pictures = self._each(move_picture, self._flip(pictures[self.indices]), moves)
+        return self._each(recolour, pictures, self._colour_maps)
+
+    def _flip(self, pictures: np.ndarray) -> np.ndarray:
+        return np.stack([each[:, ::-1] if flip else each for each, flip in zip(pictures, self.flipped.tolist())])
+
+    @staticmethod
+    def _each(change: Callable, pictures: np.ndarray, hows: np.ndarray | None) -> np.ndarray:
+        return pictures if hows is None else np.stack([change(each, how) for each, how in zip(pictures, hows)])
+
+
 def crop_shape(step: int, batch_size: int, crop_sizes: tuple[int, ...]) -> tuple[int, int]:
     """Side of the crops of a step, and how many pairs they come from.
 
@@ -65,14 +124,10 @@ def crop_shape(step: int, batch_size: int, crop_sizes: tuple[int, ...]) -> tuple
     return side, max(1, batch_size * min(crop_sizes) ** 2 // side**2)
 
 
-def crop_batch(pairs: PairArrays, indices: np.ndarray, crop_size: int, generator: torch.Generator) -> dict:
+def crop_batch(pairs: StepPairs, crop_size: int, generator: torch.Generator) -> dict:
     """Square crops of the backs and fronts, one of each item: `2B x 3 x crop_size x crop_size` in [-1, 1]."""
-    crops = [
-        _detailed_crop(pictures[index], crop_size, generator)
-        for pictures in (pairs.backs, pairs.fronts)
-        for index in indices
-    ]
-    return {"pixels": to_pixels(np.stack(crops))}
+    pictures = [*pairs.backs(), *pairs.fronts()]
+    return {"pixels": to_pixels(np.stack([_detailed_crop(each, crop_size, generator) for each in pictures]))}
 
 
 def _detailed_crop(picture: np.ndarray, crop_size: int, generator: torch.Generator) -> np.ndarray:
@@ -91,17 +146,29 @@ def _detail(picture: np.ndarray) -> int:
     return sum(int(np.abs(np.diff(values, axis=axis)).sum()) for axis in (0, 1))
 
 
-def latent_batch(
-    latents: torch.Tensor, indices: np.ndarray, prompts: torch.Tensor, generator: torch.Generator, p: float
-) -> dict:
-    """Front latents with their prompt embeddings, a share `p` of which is the empty prompt's.
+def latent_batch(latents: torch.Tensor, prompts: torch.Tensor, generator: torch.Generator, p: float) -> dict:
+    """A step's front latents with their prompt embeddings, a share `p` of which is the empty prompt's.
 
     Args:
-        latents: `N x C x H x W`, scaled.
+        latents: `B x C x H x W`, scaled.
         prompts: `2 x T x E`; the run's prompt, then the empty one.
     """
-    dropped = (torch.rand(len(indices), generator=generator) < p).long()
-    return {"latents": latents[indices], "prompts": prompts[dropped]}
+    dropped = (torch.rand(len(latents), generator=generator) < p).long()
+    return {"latents": latents, "prompts": prompts[dropped]}
+
+
+def kept_cells(faces: np.ndarray, factor: int) -> torch.Tensor:
+    """Weights of a step's latent cells in the loss: 0 for every cell that a masked face touches, 1 for the others.
+
+    Args:
+        faces: `B x S x S` bool.
+        factor: side of a picture over the side of its latents.
+
+    Returns:
+        `B x 1 x S/factor x S/factor` float32.
+    """
+    covered = torch.from_numpy(faces)[:, None].float()
+    return 1 - torch.nn.functional.max_pool2d(covered, factor)
 
 
 def noise_batch(objective: Objective, latents: torch.Tensor, generator: torch.Generator) -> dict:
@@ -125,23 +192,26 @@ def timestep_batch(size: int, total: int, generator: torch.Generator) -> torch.T
 
 
 def back_control_batch(
-    pairs: PairArrays, indices: np.ndarray, controlnet: BackshanControlNetModel, generator: torch.Generator, p: float
+    backs: np.ndarray, controlnet: BackshanControlNetModel, generator: torch.Generator, p: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Control pictures of backs, mirrored if the model's config says so, and which of them show a back.
 
     A share `p` of the backs is replaced by a white picture, so that the model also knows what to do without one.
 
+    Args:
+        backs: `B x S x S x 3` uint8.
+
     Returns:
         `B x C x S x S` in [0, 1], and `B` booleans that are false for white pictures.
     """
-    backs, shown = pairs.backs[indices], torch.rand(len(indices), generator=generator) >= p
-    backs[~shown.numpy()] = 255
+    shown = torch.rand(len(backs), generator=generator) >= p
+    backs = np.where(shown.numpy()[:, None, None, None], backs, np.uint8(255))
     return _controls(backs, controlnet, controlnet.config.mirror), shown
 
 
-def front_control_batch(pairs: PairArrays, indices: np.ndarray, controlnet: BackshanControlNetModel) -> torch.Tensor:
-    """Control pictures of fronts, never mirrored: `B x C x S x S` in [0, 1]."""
-    return _controls(pairs.fronts[indices], controlnet, mirror=False)
+def front_control_batch(fronts: np.ndarray, controlnet: BackshanControlNetModel) -> torch.Tensor:
+    """Control pictures of `B x S x S x 3` uint8 fronts, never mirrored: `B x C x S x S` in [0, 1]."""
+    return _controls(fronts, controlnet, mirror=False)
 
 
 def _controls(pictures: np.ndarray, controlnet: BackshanControlNetModel, mirror: bool) -> torch.Tensor:

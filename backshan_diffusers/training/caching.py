@@ -1,26 +1,49 @@
-"""Pairs and latents computed once, kept on disk under a name that says what they depend on."""
+"""Pairs and latents computed once, kept on disk under a name that says what they depend on.
+
+Runs may share a cache: a lock keeps two of them from making the same thing. What is complete appears under its name at
+once, what a killed run has done is gone on from, and a file of the wrong size is made anew.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
+import math
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..data import Pairs
-from ..data.arrays import read_arrays, read_chunks
+from ..data.arrays import CHUNK, read_arrays, read_chunks
+from ..faces import masking_key, read_masked_arrays
+from .config import ConfigError
 from .files import complete_file
 
 SHARD = 256
 """Pictures whose latents are computed and kept together."""
+
+ENCODED_AT_ONCE = 8
+"""Pictures that go through the autoencoder together: what fits where a training batch does."""
+
+LEFTOVER_AGE = 24 * 60 * 60
+"""Seconds after which an unfinished file belongs to a run that was killed and has not come back."""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,72 +55,220 @@ class PairArrays:
         fronts: `N x S x S x 3` uint8.
         groups: `N` int64, equal where the outfit is equal.
         key: what the arrays depend on, as a short hash.
+        faces: `N x S x ceil(S / 8)` uint8, eight pixels in a byte: which of the fronts' are masked. None: none are.
     """
 
     backs: np.ndarray
     fronts: np.ndarray
     groups: np.ndarray
     key: str
+    faces: np.ndarray | None = None
 
 
-def cache_pairs(rows: Pairs, folder: Path, workers: int) -> PairArrays:
+def cache_pairs(rows: Pairs, folder: Path, workers: int, mask_face: str = "none") -> PairArrays:
     """Draw or read pairs once; later calls with the same rows open what is there.
 
     Args:
         rows: what `load_pairs` gives.
-        folder: where caches live; one run at a time may use it.
+        folder: where caches live.
         workers: processes that make pictures.
+        mask_face: what is done to the faces of the fronts, one of [`~backshan_diffusers.faces.FACE_MASKINGS`].
+
+    Raises:
+        ConfigError: if the folder cannot be written.
+        FaceDetectorMissing: if a front has no face mask, and no detector is installed.
     """
-    key = _key("pairs-2", rows.key)
-    paths = {name: folder / f"{key}-{name}.npy" for name in ("backs", "fronts", "groups")}
-    if not all(path.exists() for path in paths.values()):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_pairs(paths, rows, workers)
-    opened = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
-    return PairArrays(**opened, key=key)
+    key = _key("pairs-3", rows.key, masking_key(mask_face))
+    names = ["backs", "fronts", "groups"] + ["faces"] * (mask_face != "none")
+    paths = {name: folder / f"{key}-{name}.npy" for name in names}
+    arrays = _open_arrays(paths, rows.size)
+    if arrays is None:
+        with _alone(folder, key):
+            arrays = _open_arrays(paths, rows.size)  # another run may just have made them
+            if arrays is None:
+                arrays = _make_pairs(paths, rows, workers, mask_face)
+    return PairArrays(**arrays, key=key)
 
 
-def _write_pairs(paths: dict[str, Path], rows: Pairs, workers: int) -> None:
-    pending = {name: path.with_suffix(".tmp") for name, path in paths.items()}
-    shape = (len(rows), rows.size, rows.size, 3)
-    backs = np.lib.format.open_memmap(pending["backs"], mode="w+", dtype=np.uint8, shape=shape)
-    fronts = np.lib.format.open_memmap(pending["fronts"], mode="w+", dtype=np.uint8, shape=shape)
-    group_ids = []
-    for chunk_backs, chunk_fronts, chunk_groups in read_chunks(read_arrays, rows, workers, "pairs"):
-        place = slice(len(group_ids), len(group_ids) + len(chunk_groups))
-        backs[place], fronts[place] = chunk_backs, chunk_fronts
-        group_ids += chunk_groups
-    with open(pending["groups"], "wb") as file:
-        np.save(file, np.unique(group_ids, return_inverse=True)[1].astype(np.int64))
-    backs.flush()
-    fronts.flush()
-    for name, path in paths.items():
-        os.replace(pending[name], path)
+def _row_shapes(size: int) -> dict[str, tuple[int, ...]]:
+    """Shape of what each array of a cache of pairs holds for one pair."""
+    return {"backs": (size, size, 3), "fronts": (size, size, 3), "groups": (), "faces": (size, -(-size // 8))}
 
 
-def cache_latents(pairs: PairArrays, vae: AutoencoderKL, folder: Path, accelerator: Accelerator) -> torch.Tensor:
-    """Scaled VAE latents of every front, computed once for these pairs and these weights.
+def _open_arrays(paths: dict[str, Path], size: int) -> dict[str, np.ndarray] | None:
+    """The arrays of a cache of pairs by name; None if one is missing, cut off or of another shape."""
+    try:
+        arrays = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
+    except (OSError, ValueError, EOFError):
+        return None
+    shapes = _row_shapes(size)
+    fits = all(array.shape == (len(arrays["groups"]), *shapes[name]) for name, array in arrays.items())
+    return arrays if fits else None
+
+
+def _make_pairs(paths: dict[str, Path], rows: Pairs, workers: int, mask_face: str) -> dict[str, np.ndarray]:
+    if any(path.exists() for path in paths.values()):
+        _logger.warning("the cached pairs %s are damaged: they are made anew.", paths["groups"])
+    _write_pairs(paths, rows, workers, mask_face)
+    arrays = _open_arrays(paths, rows.size)
+    if "faces" in arrays:
+        total, found = len(arrays["faces"]), int(arrays["faces"].any(axis=(1, 2)).sum())
+        if found < total:
+            _logger.warning("%d of %d fronts show no face: they stay as they are.", total - found, total)
+    return arrays
+
+
+def _write_pairs(paths: dict[str, Path], rows: Pairs, workers: int, mask_face: str) -> None:
+    folder = paths["groups"].parent
+    read = partial(read_masked_arrays, mask_face=mask_face) if "faces" in paths else read_arrays
+    with _writing_in(folder):
+        unfinished = _UnfinishedPairs(paths, rows.size)
+    left = rows[CHUNK * len(unfinished.chunks) :]
+    for backs, fronts, group_ids, *faces in read_chunks(read, left, workers, "pairs") if len(left) else ():
+        with _writing_in(folder):
+            unfinished.append([backs, fronts, *faces], group_ids)
+    with _writing_in(folder):
+        unfinished.finish()
+
+
+class _UnfinishedPairs:
+    """Arrays that grow on disk, and a journal of what they hold: one line for each chunk, its group ids.
+
+    What a killed run has written is kept, as far as the journal tells of it.
+
+    Args:
+        paths: where the arrays go in the end, by name, in the order in which `append` gets them; `groups` among them.
+        size: side of the pictures in px.
+    """
+
+    def __init__(self, paths: dict[str, Path], size: int):
+        self.paths, self.pending = paths, {name: path.with_suffix(".tmp") for name, path in paths.items()}
+        self.row_shapes = {name: shape for name, shape in _row_shapes(size).items() if name in paths}
+        del self.row_shapes["groups"]
+        self.chunks = self._read_journal()
+        lines = [json.dumps(group_ids) + "\n" for group_ids in self.chunks]
+        self.pending["groups"].write_text("".join(lines), encoding="utf-8")
+        for name, shape in self.row_shapes.items():
+            self._write_header(name)
+            os.truncate(self.pending[name], _file_size((self._rows(), *shape)))
+
+    def append(self, arrays: list[np.ndarray], group_ids: list[str]) -> None:
+        """Add a chunk. The journal comes last, so that what it names is on the disk."""
+        for name, array in zip(self.row_shapes, arrays, strict=True):
+            _append(self.pending[name], array.tobytes())
+        _append(self.pending["groups"], (json.dumps(group_ids) + "\n").encode())
+        self.chunks.append(group_ids)
+
+    def finish(self) -> None:
+        """Give the arrays their names."""
+        for name in self.row_shapes:
+            self._write_header(name)
+            os.replace(self.pending[name], self.paths[name])
+        every = [group_id for group_ids in self.chunks for group_id in group_ids]
+        with complete_file(self.paths["groups"]) as path, open(path, "wb") as file:
+            np.save(file, np.unique(every, return_inverse=True)[1].astype(np.int64))
+        self.pending["groups"].unlink()
+
+    def _rows(self) -> int:
+        return sum(map(len, self.chunks))
+
+    def _read_journal(self) -> list[list[str]]:
+        try:
+            lines = self.pending["groups"].read_text(encoding="utf-8").splitlines(keepends=True)
+            chunks = [json.loads(line) for line in lines if line.endswith("\n")]
+            rows = sum(map(len, chunks))
+            sizes = {name: self.pending[name].stat().st_size for name in self.row_shapes}
+        except (FileNotFoundError, ValueError):
+            return []
+        whole = all(sizes[name] >= _file_size((rows, *shape)) for name, shape in self.row_shapes.items())
+        return chunks if whole else []
+
+    def _write_header(self, name: str) -> None:
+        self.pending[name].touch()
+        with open(self.pending[name], "r+b") as file:
+            file.write(_header((self._rows(), *self.row_shapes[name])))
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """What a .npy file of uint8 begins with; NumPy leaves room in it for any number of rows."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def _file_size(shape: tuple[int, ...]) -> int:
+    """Bytes of a .npy file of uint8."""
+    return len(_header(shape)) + math.prod(shape)
+
+
+def _append(path: Path, content: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def cache_latents(
+    pairs: PairArrays,
+    vae: AutoencoderKL,
+    folder: Path,
+    accelerator: Accelerator,
+    view: str = "fronts",
+    flipped: bool = False,
+) -> torch.Tensor:
+    """Scaled VAE latents of every front, or back, computed once for these pairs and these weights.
 
     They are computed in shards of `SHARD` pictures, shared out among the processes; shards that are there are kept.
 
+    Args:
+        pairs: `N` of them.
+        vae: on the device that computes.
+        folder: where caches live.
+        accelerator: knows the processes; all of them call this function.
+        view: `fronts` or `backs`.
+        flipped: whether the pictures are flipped left-right before they are encoded, which flips no latents.
+
     Returns:
         `N x C x H x W` float32: the posterior's mean times the scaling factor.
+
+    Raises:
+        ConfigError: if the folder cannot be written.
     """
-    key = _key("latents-1", pairs.key, vae.config.scaling_factor, _fingerprint(vae))
-    paths = [folder / f"{key}-{start:07d}.safetensors" for start in range(0, len(pairs.fronts), SHARD)]
+    source = getattr(pairs, view)
+    key = _key("latents-3", pairs.key, vae.config.scaling_factor, _fingerprint(vae), view, flipped)
+    paths = [folder / f"{key}-{start:07d}.safetensors" for start in range(0, len(source), SHARD)]
     mine = range(accelerator.process_index, len(paths), accelerator.num_processes)
-    missing = [shard for shard in mine if not paths[shard].exists()]
-    for shard in tqdm(missing, desc="front latents", unit=f"{SHARD} pictures", disable=not missing):
-        pictures = pairs.fronts[shard * SHARD : (shard + 1) * SHARD]
-        save_atomically({"latents": _encode(pictures, vae) * vae.config.scaling_factor}, paths[shard])
-    accelerator.wait_for_everyone()
+    with _alone(folder, key) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()  # until this run has the folder's latents for itself
+        missing = [shard for shard in mine if not _is_whole(paths[shard])]
+        for shard in tqdm(missing, desc=f"latents of {view}", unit=f"{SHARD} pictures", disable=not missing):
+            pictures = source[shard * SHARD : (shard + 1) * SHARD]
+            latents = encode(pictures[:, :, ::-1] if flipped else pictures, vae)
+            with _writing_in(folder):
+                save_atomically({"latents": latents}, paths[shard])
+        accelerator.wait_for_everyone()
     return torch.cat([load_file(path)["latents"] for path in paths])
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a shard is there and as long as its header says."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, "pt") as shard:
+            return "latents" in shard.keys()  # noqa: SIM118 (no mapping)
+    except SafetensorError:
+        _logger.warning("the cached latents %s are damaged: they are made anew.", path)
+        return False
+
+
 @torch.no_grad()
-def _encode(pictures: np.ndarray, vae: AutoencoderKL, batch_size: int = 32) -> torch.Tensor:
-    batches = [to_pixels(pictures[start : start + batch_size]) for start in range(0, len(pictures), batch_size)]
-    return torch.cat([vae.encode(batch.to(vae.device)).latent_dist.mean.cpu() for batch in batches])
+def encode(pictures: np.ndarray, vae: AutoencoderKL) -> torch.Tensor:
+    """Scaled latents of `N x S x S x 3` uint8 pictures, on the CPU: `N x C x H x W` float32, the posterior's mean."""
+    starts = range(0, len(pictures), ENCODED_AT_ONCE)
+    batches = [to_pixels(pictures[start : start + ENCODED_AT_ONCE]).to(vae.device) for start in starts]
+    means = torch.cat([vae.encode(batch).latent_dist.mean.cpu() for batch in batches])
+    return means * vae.config.scaling_factor
 
 
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:
@@ -109,6 +280,45 @@ def save_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write safetensors beside `path` and rename, so that a reader sees all of it or nothing."""
     with complete_file(path) as pending:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, pending)
+
+
+@contextmanager
+def _alone(folder: Path, key: str) -> Iterator[None]:
+    """Keep other runs from making what `key` names while this one does."""
+    lock = FileLock(folder / f".{key}.lock")
+    with _writing_in(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _drop_leftovers(folder, key)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _logger.warning("another run fills the cache %s with what this one needs: it is waited for.", folder)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _writing_in(folder: Path) -> Iterator[None]:
+    """Within, what the disk refuses becomes one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ConfigError(
+            f"the cache {folder} cannot be written ({reason}): make room there, or give another cache_dir, and run"
+            " the same command again."
+        ) from error
+
+
+def _drop_leftovers(folder: Path, key: str) -> None:
+    """Remove unfinished files that nobody has touched for `LEFTOVER_AGE`, but for what `key` can go on from."""
+    for path in (*folder.glob("*.tmp"), *folder.glob(".*.unfinished")):
+        with suppress(FileNotFoundError):  # another run may clean up too
+            if key not in path.name and time.time() - path.stat().st_mtime > LEFTOVER_AGE:
+                path.unlink()
 
 
 def _fingerprint(module: torch.nn.Module) -> str:

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..conditioning import CONDITIONINGS
+from ..faces import FACE_MASKINGS
 from ..objective import PRESETS, Objective
 from ..pictures import MINIMUM_SIDE
+from .augmentation import Augmentation
 
 STAGES = ("vae", "prior", "controlnet", "joint")
 """In the order in which a run from nothing goes through them."""
@@ -168,6 +170,13 @@ class TrainingConfig:
     prompt: str | None = field(
         default=None, metadata=_of_run("Prompt of every picture. None: what the base records, or the method's.")
     )
+    mask_face: str = field(
+        default="none",
+        metadata=_of_run(f"Hide faces of the fronts and leave them out of the loss: {', '.join(FACE_MASKINGS)}."),
+    )
+    cache_dir: str | None = field(
+        default=None, metadata=_of_run("Folder of pictures and latents, may be shared. None: OUTPUT_DIR/cache.")
+    )
     seed: int = field(default=0, metadata=_of_run("Seeds weights, data order, noise and timesteps."))
     objective: dict[str, Any] = field(
         default_factory=lambda: {"preset": DEFAULT_PRESET},
@@ -175,6 +184,17 @@ class TrainingConfig:
     )
     condition_dropout: float = field(default=0.05, metadata=_of_stage("Share of items whose back picture is blanked."))
     prompt_dropout: float = field(default=0.05, metadata=_of_stage("Share of items whose prompt is empty."))
+    flip: float = field(default=0.0, metadata=_of_stage("Share of pairs of which both views are flipped left-right."))
+    colour_jitter: tuple[float, ...] = field(
+        default=(),
+        metadata=_of_stage("Largest changes of brightness, contrast, saturation and hue, the same for both views."),
+    )
+    affine: tuple[float, ...] = field(
+        default=(), metadata=_of_stage("Largest rotation in degrees, translation and scaling as shares.")
+    )
+    affine_shared: bool = field(
+        default=True, metadata=_of_stage("The back moves as the front does, mirrored. False: each by itself.")
+    )
     crop_sizes: tuple[int, ...] = field(
         default=(32, 32, 32, 128),
         metadata=_of_stage("Sides in px of the crops the autoencoder learns from, one step each, in turn."),
@@ -234,6 +254,11 @@ class TrainingConfig:
                 " least 2.",
             )
         check_choice("unlock_unet", self.unlock_unet, UNLOCKS)
+        check_choice("mask_face", self.mask_face, FACE_MASKINGS)
+        try:
+            self.augmentation()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         if self.conditioning is not None:
             check_choice("conditioning", self.conditioning, CONDITIONINGS)
         for name in _AT_LEAST_ONE:
@@ -314,6 +339,10 @@ class TrainingConfig:
         if "preset" not in objective:
             objective = self.objective | objective
         return replace(self, **changes | {"objective": objective, "stages": {}})
+
+    def augmentation(self) -> Augmentation:
+        """What may happen to a pair of this stage."""
+        return Augmentation(self.flip, self.colour_jitter, self.affine, self.affine_shared)
 
     def stage_names(self) -> list[str]:
         """The stages of this run, in order. By default a run from a trained base begins with ControlNet."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..pipelines import BackToFrontPipeline
-from .batches import StepSampler
+from .batches import StepPairs, StepSampler
 from .caching import PairArrays
 from .config import TrainingConfig
 from .run import TrainingRun
@@ -59,9 +59,10 @@ class RunNeeds:
 class Rehearsal(TrainingRun):
     """A run that makes its batches of nothing: they have the right shapes, and no model is asked for them."""
 
-    def _latents(self, pipeline: BackToFrontPipeline, pairs: PairArrays) -> torch.Tensor:
+    def _latents(self, config, pipeline: BackToFrontPipeline, *which) -> Callable[[StepPairs], torch.Tensor]:
         side = pipeline.controlnet.config.image_size // pipeline.vae_scale_factor
-        return torch.zeros(len(pairs.fronts), pipeline.vae.config.latent_channels, side, side)
+        shape = pipeline.vae.config.latent_channels, side, side
+        return lambda step_pairs: torch.zeros(len(step_pairs.indices), *shape)
 
     def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
         return torch.zeros(2, pipeline.tokenizer.model_max_length, pipeline.unet.config.cross_attention_dim)

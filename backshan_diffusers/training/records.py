@@ -16,6 +16,7 @@ FILE = "training_config.yaml"
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 CHANGEABLE = (
     "output_dir",
+    "cache_dir",
     "stages",
     "validation_pairs",
     "log_every",

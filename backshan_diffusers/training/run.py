@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -15,20 +15,23 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 
 from ..data import Pairs, load_pairs
+from ..faces import FaceDetectorMissing
 from ..objective import PRESETS, Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
 from .batches import (
+    StepPairs,
     StepSampler,
     back_control_batch,
     crop_batch,
     crop_shape,
     front_control_batch,
+    kept_cells,
     latent_batch,
     noise_batch,
     timestep_batch,
 )
-from .caching import PairArrays, cache_latents, cache_pairs
+from .caching import PairArrays, cache_latents, cache_pairs, encode
 from .checkpoints import checkpoint_steps
 from .config import ConfigError, TrainingConfig
 from .logs import append_line, csv_step, drop_later_lines
@@ -159,27 +162,56 @@ class TrainingRun:
             return
         check_record(folder, record, max(checkpoint_steps(folder), default=0))
         pipeline = self.start(source)
-        train, held_out = (self._cached(rows) for rows in self.pairs(pipeline.controlnet.config.image_size))
+        rows, held_out_rows = self.pairs(pipeline.controlnet.config.image_size)
+        train, held_out = self._cached(rows, config.mask_face), self._cached(held_out_rows)
         folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             write_record(folder, record)
         module, make_batch = self.build_stage(name, pipeline, train)
+        prompts = self._prompts(pipeline)
         trainer = StageTrainer(self.accelerator, module, make_batch, config, name, folder)
         if self.accelerator.is_main_process:
             drop_later_lines(folder / "validation.csv", trainer.step, csv_step)
-        pipeline.to(self.accelerator.device)
-        trainer.train(lambda step: self._validate(name, step, pipeline, held_out))
+        with _without_text_encoder(pipeline):
+            pipeline.to(self.accelerator.device)
+            trainer.train(lambda step: self._validate(name, step, pipeline, held_out, prompts))
         with trainer.averaged_weights():
             self._finish(name, pipeline, train, finished)
         self.accelerator.wait_for_everyone()
 
-    def _cached(self, rows: Pairs) -> PairArrays:
-        with self.accelerator.main_process_first():
-            return cache_pairs(rows, self.output_dir / "cache", os.cpu_count() or 1)
+    def _cached(self, rows: Pairs, mask_face: str = "none") -> PairArrays:
+        try:
+            with self.accelerator.main_process_first():
+                return cache_pairs(rows, self._cache(), os.cpu_count() or 1, mask_face)
+        except FaceDetectorMissing as error:
+            raise ConfigError(str(error)) from error
 
-    def _latents(self, pipeline: BackToFrontPipeline, pairs: PairArrays) -> torch.Tensor:
+    def _cache(self) -> Path:
+        return self.output_dir / "cache" if self.config.cache_dir is None else Path(self.config.cache_dir)
+
+    def _latents(
+        self, config, pipeline: BackToFrontPipeline, pairs: PairArrays, view: str = "fronts", mirror: bool = False
+    ) -> Callable[[StepPairs], torch.Tensor]:
+        """Where a step's latents come from: the cache, or the autoencoder if pictures are never the same twice.
+
+        Args:
+            config: of the stage.
+            pipeline: whose autoencoder is used.
+            pairs: all of them.
+            view: `fronts` or `backs`.
+            mirror: whether the pictures are flipped left-right, whatever an augmentation does besides.
+        """
         vae = pipeline.vae.to(self.accelerator.device)
-        return cache_latents(pairs, vae, self.output_dir / "cache", self.accelerator)
+        augmentation = config.augmentation()
+        if augmentation.changes_pixels:
+            return lambda step_pairs: encode(step_pairs.pictures(view, mirror), vae)
+        as_they_are = cache_latents(pairs, vae, self._cache(), self.accelerator, view, mirror)
+        if not augmentation.flip:
+            return lambda step_pairs: as_they_are[step_pairs.indices]
+        flipped = cache_latents(pairs, vae, self._cache(), self.accelerator, view, not mirror)
+        return lambda step_pairs: torch.where(
+            step_pairs.flipped[:, None, None, None], flipped[step_pairs.indices], as_they_are[step_pairs.indices]
+        )
 
     @torch.no_grad()
     def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
@@ -190,56 +222,68 @@ class TrainingRun:
     def _vae_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         config.check_crops(pipeline.controlnet.config.image_size, pipeline.vae_scale_factor)
         order, latent_channels = RandomOrder(len(pairs.backs)), pipeline.vae.config.latent_channels
+        augmentation = config.augmentation()
 
         def make_batch(number: int, sampler: StepSampler) -> Batch:
             side, count = crop_shape(number, config.batch_size, config.crop_sizes)
             indices = sampler.indices(number, config.batch_size, order)[:count]
-            batch = crop_batch(pairs, indices, side, sampler.generator(number, "crop"))
+            step_pairs = StepPairs(pairs, indices, augmentation, sampler, number)
+            batch = crop_batch(step_pairs, side, sampler.generator(number, "crop"))
             shape = (len(batch["pixels"]), latent_channels, *(2 * [side // pipeline.vae_scale_factor]))
             return batch | {"noise": torch.randn(shape, generator=sampler.generator(number, "noise"))}
 
         weights = {name: getattr(config, name) for name in ("kl_weight", "edge_weight", "colour_weight")}
         return AutoencoderStage(pipeline.vae, self.config.base_model is not None, **weights), make_batch
 
-    def _prior_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
-        make_batch = self._denoising(config, pipeline, pairs, PRESETS["mse"], RandomOrder(len(pairs.backs)))
-        return PriorStage(pipeline.unet, noise_schedule(pipeline.scheduler)), make_batch
+    def _denoising(
+        self, config, pipeline, pairs, objective: Objective, order: RandomOrder | LikenessOrder
+    ) -> Callable[[int, StepSampler], tuple[Batch, StepPairs]]:
+        """Batches of front latents with prompts, noise and timesteps, and the pairs they come from."""
+        latents, prompts = self._latents(config, pipeline, pairs), self._prompts(pipeline)
+        augmentation, total = config.augmentation(), pipeline.scheduler.config.num_train_timesteps
 
-    def _denoising(self, config, pipeline, pairs, objective: Objective, order) -> BatchMaker:
-        """Batches of front latents with their prompts, their noise and their timesteps."""
-        latents, prompts = self._latents(pipeline, pairs), self._prompts(pipeline)
-        total = pipeline.scheduler.config.num_train_timesteps
-
-        def make_batch(number: int, sampler: StepSampler) -> Batch:
+        def make_batch(number: int, sampler: StepSampler) -> tuple[Batch, StepPairs]:
             indices = sampler.indices(number, config.batch_size, order)
+            step_pairs = StepPairs(pairs, indices, augmentation, sampler, number)
             drops = sampler.generator(number, "prompt")
-            batch = latent_batch(latents, indices, prompts, drops, config.prompt_dropout)
+            batch = latent_batch(latents(step_pairs), prompts, drops, config.prompt_dropout)
             batch |= noise_batch(objective, batch["latents"], sampler.generator(number, "noise"))
             if objective.timesteps == "item":
                 timesteps = timestep_batch(len(indices), total, sampler.generator(number, "timestep"))
             else:
                 step = number // config.gradient_accumulation_steps
                 timesteps = timestep_batch(1, total, sampler.shared_generator(step, "timestep")).repeat(len(indices))
-            return batch | {"timesteps": timesteps}
+            if pairs.faces is not None:
+                batch["weights"] = kept_cells(step_pairs.faces(), pipeline.vae_scale_factor)
+            return batch | {"timesteps": timesteps}, step_pairs
 
         return make_batch
 
+    def _prior_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
+        denoising = self._denoising(config, pipeline, pairs, PRESETS["mse"], RandomOrder(len(pairs.backs)))
+        schedule = noise_schedule(pipeline.scheduler)
+        return PriorStage(pipeline.unet, schedule), lambda number, sampler: denoising(number, sampler)[0]
+
     def _control_stage(self, config, pipeline, pairs, train_unet: str | None = None) -> tuple[StageModule, BatchMaker]:
         controlnet, objective = pipeline.controlnet, config.resolve_objective()
-        order = self._order(config, pairs)
-        denoising = self._denoising(config, pipeline, pairs, objective, order)
+        denoising = self._denoising(config, pipeline, pairs, objective, self._order(config, pairs))
+        compares_own = objective.compares_fronts and objective.front_latents == "own"
+        mirror = controlnet.config.mirror
+        back_latents = self._latents(config, pipeline, pairs, "backs", mirror) if compares_own else None
 
         def make_batch(number: int, sampler: StepSampler) -> Batch:
-            indices = sampler.indices(number, config.batch_size, order)
+            batch, step_pairs = denoising(number, sampler)
             blanks = sampler.generator(number, "blank")
-            backs, shown = back_control_batch(pairs, indices, controlnet, blanks, config.condition_dropout)
-            batch = denoising(number, sampler) | {"back_control": backs}
+            backs, shown = back_control_batch(step_pairs.backs(), controlnet, blanks, config.condition_dropout)
+            batch["back_control"] = backs
             if objective.contrastive_weight:
                 weight = objective.weight_at(number // config.gradient_accumulation_steps)
                 batch["contrastive_weight"] = torch.tensor(weight)
-                batch["shown"], batch["groups"] = shown, torch.from_numpy(pairs.groups[indices])
+                batch["shown"], batch["groups"] = shown, step_pairs.groups()
             if objective.compares_fronts:
-                batch["front_control"] = front_control_batch(pairs, indices, controlnet)
+                batch["front_control"] = front_control_batch(step_pairs.fronts(), controlnet)
+            if compares_own:
+                batch["back_latents"] = back_latents(step_pairs)
             return batch
 
         schedule = noise_schedule(pipeline.scheduler)
@@ -255,7 +299,9 @@ class TrainingRun:
     def _joint_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         return self._control_stage(config, pipeline, pairs, train_unet=config.unlock_unet)
 
-    def _validate(self, name: str, step: int, pipeline: BackToFrontPipeline, pairs: PairArrays) -> None:
+    def _validate(
+        self, name: str, step: int, pipeline: BackToFrontPipeline, pairs: PairArrays, prompts: torch.Tensor
+    ) -> None:
         """A sheet and the mean L1 of the held-out pairs, with the averaged weights in place."""
         if not self.accelerator.is_main_process:
             return
@@ -263,7 +309,7 @@ class TrainingRun:
             results = rebuild(pipeline.vae, pairs.fronts)
         else:
             shown = pairs.backs if name != "prior" else pairs.backs[:SHEET_ROWS]
-            results = generate(pipeline, shown, self.config.seed)
+            results = generate(pipeline, shown, self.config.seed, prompts)
         write_sheet(pairs, results[:SHEET_ROWS], self.output_dir / name / "sheets" / f"{step:07d}.png")
         append_line(self.output_dir / name / "validation.csv", f"{step},{mean_l1(results, pairs.fronts):.6f}")
 
@@ -283,6 +329,17 @@ class TrainingRun:
         shutil.rmtree(pending, ignore_errors=True)
         pipeline.save_pretrained(pending)
         pending.rename(folder)
+
+
+@contextmanager
+def _without_text_encoder(pipeline: BackToFrontPipeline) -> Iterator[None]:
+    """Within, the text encoder is no part of the pipeline: it stays on the CPU, for when the pipeline is saved."""
+    text_encoder = pipeline.text_encoder
+    pipeline.register_modules(text_encoder=None)
+    try:
+        yield
+    finally:
+        pipeline.register_modules(text_encoder=text_encoder)
 
 
 def _new_engine() -> Accelerator:

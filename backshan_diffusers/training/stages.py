@@ -96,7 +96,7 @@ class PriorStage(StageModule):
     def forward(self, batch: Batch) -> Terms:
         noised = self.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
         prediction = self.trained["unet"](noised, batch["timesteps"], batch["prompts"]).sample
-        mse = noise_mse(prediction, denoising_target(self.scheduler, batch))
+        mse = noise_mse(prediction, denoising_target(self.scheduler, batch), batch.get("weights"))
         return {"loss": mse, "mse": mse}
 
 
@@ -148,7 +148,8 @@ class ControlStage(StageModule):
             down_block_additional_residuals=output.down_block_res_samples,
             mid_block_additional_residual=output.mid_block_res_sample,
         ).sample
-        mse = noise_mse(prediction, denoising_target(self.scheduler, batch), self._item_weights(batch))
+        target, weights = denoising_target(self.scheduler, batch), batch.get("weights")
+        mse = noise_mse(prediction, target, weights, self._item_weights(batch))
         if not self.objective.contrastive_weight:
             return {"loss": mse, "mse": mse}
         temperature, shares = self.head.temperature(), PartialState().num_processes

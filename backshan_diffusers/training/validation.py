@@ -31,13 +31,20 @@ def rebuild(vae: AutoencoderKL, pictures: np.ndarray) -> list[Image.Image]:
     return rebuilt
 
 
-def generate(pipeline: BackToFrontPipeline, pictures: np.ndarray, seed: int) -> list[Image.Image]:
-    """Fronts for `N x H x W x 3` uint8 backs, item i from seed `seed + i`."""
+def generate(
+    pipeline: BackToFrontPipeline, pictures: np.ndarray, seed: int, prompts: torch.Tensor
+) -> list[Image.Image]:
+    """Fronts for `N x H x W x 3` uint8 backs, item i from seed `seed + i`.
+
+    Args:
+        prompts: `2 x T x E`; the embeddings of the prompt and of the empty one. The text encoder is not needed.
+    """
+    embeds = {"prompt_embeds": prompts[:1], "negative_prompt_embeds": prompts[1:]}
     fronts = []
     for start in range(0, len(pictures), AT_ONCE):
         backs = [Image.fromarray(picture) for picture in pictures[start : start + AT_ONCE]]
         generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(backs))]
-        fronts += pipeline(backs, generator=generators).images
+        fronts += pipeline(backs, generator=generators, **embeds).images
     return fronts
 
 

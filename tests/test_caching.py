@@ -1,0 +1,292 @@
+"""Caches of pairs and latents: what they hold, what they depend on, and what happens to killed runs, broken files,
+shared folders and full disks."""
+
+import os
+import resource
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tiny import pair_arrays, tiny_pipeline
+
+from backshan_diffusers.data import Pairs, load_pairs, wardrobe
+from backshan_diffusers.data.arrays import CHUNK
+from backshan_diffusers.training import caching
+from backshan_diffusers.training.caching import LEFTOVER_AGE, cache_latents, cache_pairs, encode, to_pixels
+from backshan_diffusers.training.config import ConfigError
+
+COUNT = 2 * CHUNK + 22  # two whole chunks and a part of one
+
+
+class Greys:
+    """Rows of grey pictures, without face masks but for empty ones.
+
+    Args:
+        broken: a row that cannot be made.
+        pause: seconds that a row takes.
+    """
+
+    capacity, size, key = COUNT, 32, "greys 1"
+
+    def __init__(self, broken: int | None = None, pause: float = 0.0):
+        self.broken, self.pause, self.made = broken, pause, []
+
+    def row(self, index):
+        if index == self.broken:
+            raise RuntimeError(f"row {index} is broken")
+        time.sleep(self.pause)
+        self.made.append(index)
+        back, front = (Image.new("RGB", (32, 32), (index, grey, grey)) for grey in (0, 9))
+        return {"back": back, "front": front, "group_id": str(index // 2), "front_face": Image.new("L", (32, 32))}
+
+    def rows(self) -> Pairs:
+        return Pairs(self, range(COUNT))
+
+
+def check_greys(pairs):
+    assert pairs.backs[:, 3, 5].tolist() == [[index, 0, 0] for index in range(COUNT)]
+    assert pairs.fronts[:, 3, 5].tolist() == [[index, 9, 9] for index in range(COUNT)]
+    groups = np.arange(COUNT) // 2
+    assert np.array_equal(pairs.groups[:, None] == pairs.groups[None], groups[:, None] == groups[None])
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def test_cached_pairs_are_the_pairs(tmp_path):
+    rows = load_pairs("wardrobe", split="validation", size=64, count=CHUNK + 3)
+    pairs = cache_pairs(rows, tmp_path, workers=2)
+    for index, row in enumerate(rows):
+        assert np.array_equal(pairs.backs[index], np.asarray(row["back"]))
+        assert np.array_equal(pairs.fronts[index], np.asarray(row["front"]))
+    ids = [row["group_id"] for row in rows]
+    same = [[a == b for b in ids] for a in ids]
+    assert (pairs.groups[:, None] == pairs.groups[None]).tolist() == same
+    assert pairs.faces is None
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".npy", ".lock"}
+
+
+def test_pairs_are_made_once(tmp_path):
+    greys = Greys()
+    check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
+    check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
+    assert greys.made == list(range(COUNT))
+
+
+def test_a_cache_belongs_to_its_rows_their_masks_and_the_code_that_drew_them(tmp_path, monkeypatch):
+    def keys():
+        options = [("train", 64, 2), ("validation", 64, 2), ("train", 128, 2), ("train", 64, 3)]
+        return [load_pairs("wardrobe", split=split, size=size, count=n).key for split, size, n in options]
+
+    before = keys()
+    assert len(set(before)) == 4
+    rows = load_pairs("wardrobe", split="train", size=64, count=2)
+    made = {cache_pairs(rows, tmp_path, 1, mask_face).key for mask_face in ("none", "blur", "blank")}
+    assert len(made) == 3
+    monkeypatch.setattr(wardrobe, "DRAWING", wardrobe.DRAWING + 1)
+    assert not set(before) & set(keys())
+    assert cache_pairs(rows, tmp_path, 1).key not in made
+
+
+def test_a_killed_run_is_gone_on_from(tmp_path):
+    with pytest.raises(RuntimeError, match="row 130"):
+        cache_pairs(Greys(broken=130).rows(), tmp_path, workers=1)
+    unfinished = {path.name.rpartition("-")[2]: path for path in tmp_path.glob("*.tmp")}
+    assert set(unfinished) == {"backs.tmp", "fronts.tmp", "groups.tmp"}
+    for path in unfinished.values():  # a chunk that was being written
+        path.write_bytes(path.read_bytes() + b'["0", "1')
+    greys = Greys()
+    check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
+    assert greys.made == list(range(2 * CHUNK, COUNT))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_run_that_was_killed_at_its_very_end_only_finishes(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(caching.os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
+        cache_pairs(Greys().rows(), tmp_path, workers=1)
+    greys = Greys()
+    check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
+    assert greys.made == []
+
+
+@pytest.mark.parametrize("harm", ["shorter", "missing", "no journal"])
+def test_what_a_killed_run_left_is_not_trusted_blindly(tmp_path, harm):
+    with pytest.raises(RuntimeError):
+        cache_pairs(Greys(broken=130).rows(), tmp_path, workers=1)
+    (fronts,), (groups,) = tmp_path.glob("*-fronts.tmp"), tmp_path.glob("*-groups.tmp")
+    if harm == "shorter":
+        os.truncate(fronts, fronts.stat().st_size - 1)
+    elif harm == "missing":
+        fronts.unlink()
+    else:
+        groups.write_text("[\n")
+    greys = Greys()
+    check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
+    assert greys.made == list(range(COUNT))
+
+
+@pytest.mark.parametrize("name", ["backs", "fronts", "groups"])
+@pytest.mark.parametrize("harm", ["cut off", "empty", "no array", "another shape"])
+def test_broken_pairs_are_made_anew(tmp_path, caplog, name, harm):
+    cache_pairs(Greys().rows(), tmp_path, workers=1)
+    (path,) = tmp_path.glob(f"*-{name}.npy")
+    content = path.read_bytes()
+    if harm == "another shape":
+        np.save(path, np.load(path)[1:])
+    else:
+        path.write_bytes({"cut off": content[:-1], "empty": b"", "no array": b"x" * len(content)}[harm])
+    check_greys(cache_pairs(Greys().rows(), tmp_path, workers=1))
+    (message,) = caplog.messages
+    assert "are damaged: they are made anew." in message
+
+
+def test_two_runs_share_the_work(tmp_path, caplog):
+    sources, results = [Greys(pause=0.005) for _ in range(2)], {}
+
+    def work(number):
+        results[number] = cache_pairs(sources[number].rows(), tmp_path, workers=1)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(len(source.made) for source in sources) == [0, COUNT]
+    for pairs in results.values():
+        check_greys(pairs)
+    assert ["is waited for" in message for message in caplog.messages] == [True]
+
+
+def test_old_leftovers_are_removed_and_young_ones_are_not(tmp_path):
+    with pytest.raises(RuntimeError):
+        cache_pairs(Greys(broken=130).rows(), tmp_path, workers=1)
+    others = [tmp_path / name for name in ("old-backs.tmp", ".old-0000256.safetensors.unfinished", "young-backs.tmp")]
+    for path in others:
+        path.write_bytes(b"x")
+    for path in [*others[:2], *tmp_path.glob("*-backs.tmp"), *tmp_path.glob("*-groups.tmp")]:
+        if not path.name.startswith("young"):
+            os.utime(path, (0, time.time() - LEFTOVER_AGE - 60))
+    greys = Greys()
+    cache_pairs(greys.rows(), tmp_path, workers=1)
+    assert [path.exists() for path in others] == [False, False, True]
+    assert len(greys.made) == COUNT - 2 * CHUNK  # its own were not too old
+
+
+@contextmanager
+def room_for(size: int):
+    """Within, no file can grow beyond `size` bytes: the same refusal as that of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_sentence_and_what_was_done_stays(tmp_path):
+    with room_for(100 * 32 * 32 * 3), pytest.raises(ConfigError) as refused:
+        cache_pairs(Greys().rows(), tmp_path, workers=1)
+    assert str(refused.value).startswith(f"the cache {tmp_path} cannot be written (File too large): make room")
+    assert not list(tmp_path.glob("*.npy"))
+    greys = Greys()
+    check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
+    assert greys.made == list(range(CHUNK, COUNT))
+
+
+def test_a_cache_that_is_no_folder_is_one_sentence(tmp_path):
+    (tmp_path / "cache").touch()
+    with pytest.raises(ConfigError, match="cannot be written .*: make room there, or give another cache_dir"):
+        cache_pairs(Greys().rows(), tmp_path / "cache", workers=1)
+
+
+# --- latents ---------------------------------------------------------------------------------------------------------
+
+
+def shards(folder):
+    return sorted(folder.glob("*.safetensors"))
+
+
+def test_latents_are_cached_by_the_autoencoders_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "SHARD", 3)
+    pairs, pipeline = pair_arrays(), tiny_pipeline()
+    first = cache_latents(pairs, pipeline.vae, tmp_path, Accelerator())
+    with torch.no_grad():
+        expected = pipeline.vae.encode(to_pixels(pairs.fronts)).latent_dist.mean * pipeline.vae.config.scaling_factor
+    torch.testing.assert_close(first, expected)
+    before = {path: path.stat().st_mtime_ns for path in shards(tmp_path)}
+    assert torch.equal(first, cache_latents(pairs, pipeline.vae, tmp_path, Accelerator()))
+    assert before == {path: path.stat().st_mtime_ns for path in shards(tmp_path)} and len(before) == 3
+    pipeline.vae.encoder.conv_in.weight.data.mul_(1.5)
+    assert not torch.equal(first, cache_latents(pairs, pipeline.vae, tmp_path, Accelerator()))
+    assert len(shards(tmp_path)) == 6  # three of each
+
+
+def test_scaled_latents_have_a_cache_of_their_own(tmp_path):
+    pairs, pipeline = pair_arrays(), tiny_pipeline()
+    first = cache_latents(pairs, pipeline.vae, tmp_path, Accelerator())
+    pipeline.vae.register_to_config(scaling_factor=2 * pipeline.vae.config.scaling_factor)
+    torch.testing.assert_close(cache_latents(pairs, pipeline.vae, tmp_path, Accelerator()), 2 * first)
+
+
+def test_latents_of_other_pairs_have_a_cache_of_their_own(tmp_path):
+    vae, rows = tiny_pipeline().vae, load_pairs("wardrobe", split="train", size=64, count=2)
+    made = [
+        cache_latents(cache_pairs(rows, tmp_path, 1, how), vae, tmp_path, Accelerator()) for how in ("none", "blank")
+    ]
+    assert not torch.equal(*made) and len(shards(tmp_path)) == 2
+
+
+def test_flipped_latents_are_those_of_flipped_fronts(tmp_path):
+    pairs, vae = pair_arrays(), tiny_pipeline().vae
+    upright, flipped = (cache_latents(pairs, vae, tmp_path, Accelerator(), flipped=flip) for flip in (False, True))
+    torch.testing.assert_close(flipped, encode(pairs.fronts[:, :, ::-1], vae))
+    torch.testing.assert_close(upright, encode(pairs.fronts, vae))
+    assert (flipped - upright.flip(3)).abs().mean() > 0.1 * upright.abs().mean()  # a flip of latents is another thing
+    assert len(shards(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("harm", ["cut off", "empty", "no tensors"])
+def test_a_broken_shard_is_made_anew_and_the_others_stay(tmp_path, monkeypatch, caplog, harm):
+    monkeypatch.setattr(caching, "SHARD", 3)
+    pairs, vae = pair_arrays(), tiny_pipeline().vae
+    first = cache_latents(pairs, vae, tmp_path, Accelerator())
+    broken = shards(tmp_path)[1]
+    before = [path.stat().st_mtime_ns for path in shards(tmp_path)]
+    content = broken.read_bytes()
+    broken.write_bytes({"cut off": content[:-1], "empty": b"", "no tensors": b"x" * len(content)}[harm])
+    assert torch.equal(first, cache_latents(pairs, vae, tmp_path, Accelerator()))
+    after = [path.stat().st_mtime_ns for path in shards(tmp_path)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
+    assert caplog.messages == [f"the cached latents {broken} are damaged: they are made anew."]
+
+
+def test_a_disk_that_is_too_full_for_latents_is_one_sentence(tmp_path):
+    pairs, vae = pair_arrays(), tiny_pipeline().vae
+    with room_for(1000), pytest.raises(ConfigError, match="cannot be written .*File too large.*: make room"):
+        cache_latents(pairs, vae, tmp_path, Accelerator())
+    assert not shards(tmp_path) and not list(tmp_path.glob(".*.unfinished"))
+
+
+def test_processes_share_the_shards_out(tmp_path, monkeypatch):
+    """A process computes its own shards alone: here the others' are there already, and wrong."""
+    monkeypatch.setattr(caching, "SHARD", 2)
+    pairs, vae = pair_arrays(), tiny_pipeline().vae
+    whole = cache_latents(pairs, vae, tmp_path, Accelerator())
+
+    class Second:
+        process_index, num_processes, is_main_process = 1, 2, False
+
+        def wait_for_everyone(self):
+            pass
+
+    for path in shards(tmp_path)[1::2]:
+        path.unlink()
+    left = [path.stat().st_mtime_ns for path in shards(tmp_path)]
+    assert torch.equal(cache_latents(pairs, vae, tmp_path, Second()), whole)
+    assert [path.stat().st_mtime_ns for path in shards(tmp_path)[::2]] == left
