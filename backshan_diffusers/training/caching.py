@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..data import Pairs
-from ..data.arrays import read_arrays, read_chunks
+from ..data import Pairs, check_pairs
+from ..data.arrays import read_arrays
 from .files import complete_file
 
 SHARD = 256
@@ -43,36 +43,66 @@ class PairArrays:
 def cache_pairs(rows: Pairs, folder: Path, workers: int) -> PairArrays:
     """Draw or read pairs once; later calls with the same rows open what is there.
 
+    Pairs that cannot be read are left out; which they are is written to `KEY-check.txt` in the folder.
+
     Args:
         rows: what `load_pairs` gives.
         folder: where caches live; one run at a time may use it.
         workers: processes that make pictures.
+
+    Raises:
+        PairsError: if more than a few pairs cannot be read; nothing is kept then.
     """
     key = _key("pairs-2", rows.key)
     paths = {name: folder / f"{key}-{name}.npy" for name in ("backs", "fronts", "groups")}
     if not all(path.exists() for path in paths.values()):
         folder.mkdir(parents=True, exist_ok=True)
-        _write_pairs(paths, rows, workers)
+        _write_pairs(paths, folder / f"{key}-check.txt", rows, workers)
     opened = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
     return PairArrays(**opened, key=key)
 
 
-def _write_pairs(paths: dict[str, Path], rows: Pairs, workers: int) -> None:
-    pending = {name: path.with_suffix(".tmp") for name, path in paths.items()}
-    shape = (len(rows), rows.size, rows.size, 3)
-    backs = np.lib.format.open_memmap(pending["backs"], mode="w+", dtype=np.uint8, shape=shape)
-    fronts = np.lib.format.open_memmap(pending["fronts"], mode="w+", dtype=np.uint8, shape=shape)
-    group_ids = []
-    for chunk_backs, chunk_fronts, chunk_groups in read_chunks(read_arrays, rows, workers, "pairs"):
-        place = slice(len(group_ids), len(group_ids) + len(chunk_groups))
-        backs[place], fronts[place] = chunk_backs, chunk_fronts
-        group_ids += chunk_groups
-    with open(pending["groups"], "wb") as file:
-        np.save(file, np.unique(group_ids, return_inverse=True)[1].astype(np.int64))
-    backs.flush()
-    fronts.flush()
-    for name, path in paths.items():
-        os.replace(pending[name], path)
+def _write_pairs(paths: dict[str, Path], report: Path, rows: Pairs, workers: int) -> None:
+    shape, group_ids = (rows.size, rows.size, 3), []
+    with ExitStack() as stack:
+        pending = {name: stack.enter_context(complete_file(path)) for name, path in paths.items()}
+        files = {name: stack.enter_context(_GrowingArray(pending[name], shape)) for name in ("backs", "fronts")}
+
+        def keep(chunk: tuple[np.ndarray, np.ndarray, list[str]]) -> None:
+            files["backs"].append(chunk[0])
+            files["fronts"].append(chunk[1])
+            group_ids.extend(chunk[2])
+
+        found = check_pairs(rows, workers, read_arrays, keep)
+        with open(pending["groups"], "wb") as file:
+            np.save(file, np.unique(group_ids, return_inverse=True)[1].astype(np.int64))
+        report.write_text(f"{found}\n", encoding="utf-8")
+
+
+class _GrowingArray:
+    """A `.npy` file of uint8 whose length is known only in the end: NumPy leaves room in its header for that."""
+
+    def __init__(self, path: Path, item_shape: tuple[int, ...]):
+        self._path, self._item_shape, self._length = path, item_shape, 0
+
+    def __enter__(self) -> _GrowingArray:
+        self._file = open(self._path, "wb")
+        self._write_header()
+        return self
+
+    def append(self, items: np.ndarray) -> None:
+        """Write `N x ...` items."""
+        self._file.write(items.tobytes())
+        self._length += len(items)
+
+    def __exit__(self, *error) -> None:
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+    def _write_header(self) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (self._length, *self._item_shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
 
 def cache_latents(pairs: PairArrays, vae: AutoencoderKL, folder: Path, accelerator: Accelerator) -> torch.Tensor:

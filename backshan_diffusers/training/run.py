@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 
-from ..data import load_pairs
+from ..data import PairsError, load_pairs
 from ..objective import PRESETS
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
@@ -145,8 +145,11 @@ class TrainingRun:
             rows = load_pairs(self.config.source, split=split, size=size, count=count)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        with self.accelerator.main_process_first():
-            return cache_pairs(rows, self.output_dir / "cache", os.cpu_count() or 1)
+        try:
+            with self.accelerator.main_process_first():
+                return cache_pairs(rows, self.output_dir / "cache", os.cpu_count() or 1)
+        except PairsError as error:
+            raise ConfigError(str(error)) from error
 
     def _latents(self, pipeline: BackToFrontPipeline, pairs: PairArrays) -> torch.Tensor:
         vae = pipeline.vae.to(self.accelerator.device)
