@@ -22,6 +22,7 @@ DEPENDENCIES = [
     ("PyYAML>=6.0", "train", "training configs"),
     ("filelock>=3.12", "train", "keeps a second run out of a run's folder"),
     ("tokenizers>=0.22", "train", "the alphabet of a small model's tokenizer; transformers 5.0's own lower bound"),
+    ("datasets>=5.2", "train", "pairs in parquet files and saved datasets; 5.0 does not go with huggingface_hub 2"),
     ("matplotlib>=3.9", "train", "curves of a finished run"),
     ("scikit-image>=0.25", "eval", "structural similarity and colour difference"),
     ("scipy>=1.13", "test", "intervals and means that the statistics are compared with"),

@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from . import BackToFrontPipeline
 
 PROGRAM = "backshan"
-PICTURE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp")
-)
-"""What counts as a picture in a folder."""
-
 DTYPES = ("float32", "bfloat16", "float16")
 SHEET_CELL_SIDE = 256
 """Longest side in px of a picture on the sheet."""
@@ -204,6 +199,8 @@ def _expand(argument: str) -> tuple[list[Path], list[str]]:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
+    from .pictures import PICTURE_SUFFIXES
+
     return [
         entry
         for entry in sorted(folder.iterdir())
@@ -217,6 +214,8 @@ def plan(backs: list[Path], out: Path, num_images: int, with_sheet: bool) -> tup
     Raises:
         UnusableArgumentError: if `out` is one file and there are several fronts, or is no name for a PNG file.
     """
+    from .pictures import PICTURE_SUFFIXES
+
     suffix = out.suffix.lower()
     if out.is_dir() or suffix not in PICTURE_SUFFIXES:
         jobs = [

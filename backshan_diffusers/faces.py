@@ -96,7 +96,9 @@ def mask_row(row: dict, mask_face: str) -> dict:
     return row | {"front": PIL.Image.fromarray(masked), "front_face": mask}
 
 
-def read_masked_arrays(rows: Pairs, mask_face: str) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
+def read_masked_arrays(
+    rows: Pairs, mask_face: str
+) -> tuple[np.ndarray, np.ndarray, list[str], list[dict], np.ndarray]:
     """As [`read_arrays`] with masked fronts, and then the pixels of them that are masked, eight of them in a byte:
     `N x size x ceil(size / 8)` uint8."""
     masked = [mask_row(row, mask_face) for row in rows]

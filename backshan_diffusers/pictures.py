@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ MAXIMUM_ELONGATION = 8
 
 WHITE = (255, 255, 255)
 
+PICTURE_SUFFIXES = frozenset(
+    (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp")
+)
+"""What counts as a picture in a folder."""
+
 
 class PictureError(ValueError):
     """A picture that cannot be used; the message is one sentence that names it and says what to do."""
@@ -38,10 +44,10 @@ def load_picture(source: Any, enough_pixels: int | None = None) -> PIL.Image.Ima
     an animation the first frame is taken.
 
     Args:
-        source (`str`, `os.PathLike`, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`):
-            A file, a PIL picture of any mode, an array `(H, W)` or `(H, W, C)` of `bool`, `uint8`, `uint16` or floats
-            in [0, 1], or a tensor `(C, H, W)` or `(1, C, H, W)` of the same types; `C` is 1 (grey), 2 (grey and
-            alpha), 3 (RGB) or 4 (RGB and alpha).
+        source (`str`, `os.PathLike`, `bytes`, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`):
+            A file, the bytes of one, a PIL picture of any mode, an array `(H, W)` or `(H, W, C)` of `bool`, `uint8`,
+            `uint16` or floats in [0, 1], or a tensor `(C, H, W)` or `(1, C, H, W)` of the same types; `C` is 1 (grey),
+            2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha).
         enough_pixels (`int`, *optional*):
             A large JPEG file may be decoded at a half, a quarter or an eighth of its size, as long as its longer side
             keeps at least this many px. By default it is decoded as it is.
@@ -59,12 +65,15 @@ def load_picture(source: Any, enough_pixels: int | None = None) -> PIL.Image.Ima
         return _decode(source, os.fspath(name))
     if isinstance(source, str | os.PathLike):
         return _load_file(Path(source), enough_pixels)
+    if isinstance(source, bytes):
+        return _load_encoded(BytesIO(source), "the file", enough_pixels)
     if isinstance(source, np.ndarray):
         return _from_array(source, "the array")
     if type(source).__module__.partition(".")[0] == "torch" and hasattr(source, "detach"):
         return _from_array(_channels_last(source), "the tensor")
     raise PictureError(
-        f"a picture cannot be read from {type(source).__name__}: give a path, a PIL picture, an array or a tensor."
+        f"a picture cannot be read from {type(source).__name__}: give a path, bytes, a PIL picture, an array"
+        " or a tensor."
     )
 
 
@@ -78,23 +87,27 @@ def _load_file(path: Path, enough_pixels: int | None) -> PIL.Image.Image:
         raise PictureError(f"{path} is not a file: give the path of a picture, such as a JPEG or PNG file.")
     if path.stat().st_size == 0:
         raise PictureError(f"{path} is empty: copy or download the picture again.")
+    return _load_encoded(path, path, enough_pixels)
+
+
+def _load_encoded(file: Path | BytesIO, name: Any, enough_pixels: int | None) -> PIL.Image.Image:
     try:
         with warnings.catch_warnings():
             # between one and two times its limit for bombs PIL only warns: such a picture is decoded in bounded memory
             warnings.simplefilter("ignore")
-            image = PIL.Image.open(path)
+            image = PIL.Image.open(file)
     except PIL.Image.DecompressionBombError as error:
-        raise _bomb(path) from error
+        raise _bomb(name) from error
     except PIL.UnidentifiedImageError as error:
-        raise PictureError(f"{path} is not a picture that PIL can read: convert it to JPEG or PNG.") from error
+        raise PictureError(f"{name} is not a picture that PIL can read: convert it to JPEG or PNG.") from error
     except Exception as error:  # damaged headers make PIL's readers raise nearly anything
-        raise PictureError(f"{path} cannot be opened as a picture ({error}): convert it to JPEG or PNG.") from error
+        raise PictureError(f"{name} cannot be opened as a picture ({error}): convert it to JPEG or PNG.") from error
     with image:
-        _check_size(image.size, path)
+        _check_size(image.size, name)
         if enough_pixels is not None:
             share = enough_pixels / max(image.size)
             image.draft(None, tuple(max(1, round(side * share)) for side in image.size))
-        return _decode(image, path)
+        return _decode(image, name)
 
 
 def _bomb(name: Any) -> PictureError:

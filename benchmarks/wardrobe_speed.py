@@ -5,11 +5,10 @@ python benchmarks/wardrobe_speed.py --json benchmarks/results/wardrobe_speed.jso
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from statistics import median
 
+from reading_speed import rounds
 from report import Parser, Table, output_file, positive, publish
 
 from backshan_diffusers.data import load_pairs
@@ -35,36 +34,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def draw(size: int, start: int, stop: int) -> int:
-    """Draw rows `start` to `stop` at `size` px; returns how many."""
-    rows = load_pairs("wardrobe", split=SPLIT, size=size, count=stop)[start:stop]
-    return sum(1 for _ in rows)
-
-
-def rounds(size: int, processes: int, pairs: int, repeats: int) -> list[float]:
-    """Pairs a second of each round, with `processes` workers that share the pairs; their start is left out."""
-    starts = [pairs * worker // processes for worker in range(processes + 1)]
-    rates = []
-    with ProcessPoolExecutor(processes) as pool:
-        list(pool.map(draw, [size] * processes, [0] * processes, [20] * processes))
-        for _ in range(repeats):
-            began = time.perf_counter()
-            drawn = sum(pool.map(draw, [size] * processes, starts[:-1], starts[1:]))
-            rates.append(drawn / (time.perf_counter() - began))
-    return rates
-
-
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, write what was asked for."""
     options = parse(arguments)
     results = []
     for size in options.sizes:
+        rows = load_pairs("wardrobe", split=SPLIT, size=size, count=options.pairs)
         for processes in options.processes:
-            rates = rounds(size, processes, options.pairs, options.repeats)
+            rates = rounds(rows, processes, options.repeats)
             results.append({"size_px": size, "processes": processes, "pairs_per_second": rates})
-    rows = [[str(r["size_px"]), str(r["processes"]), f"{median(r['pairs_per_second']):.0f}"] for r in results]
+    cells = [[str(r["size_px"]), str(r["processes"]), f"{median(r['pairs_per_second']):.0f}"] for r in results]
     title = f"medians of {options.repeats} rounds of {options.pairs} pairs"
-    table = Table("speed", title, ["size in px", "processes", "pairs a second"], rows)
+    table = Table("speed", title, ["size in px", "processes", "pairs a second"], cells)
     publish([table], {"rounds": results}, arguments, SPLITS[SPLIT], options.json)
 
 

@@ -26,6 +26,12 @@ def tiny_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def datasets_cache(tmp_path_factory, monkeypatch) -> None:
+    """The library `datasets` keeps its copies of tables in a folder of the test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
 @pytest.fixture(scope="session")
 def drawn_backs() -> list[PIL.Image.Image]:
     """Three drawn people from behind, 64 x 64 px."""

@@ -240,6 +240,25 @@ def test_wardrobe_speed_refuses_a_size_that_cannot_be_drawn(capsys):
     assert "size must be a whole number from 64 to 1024" in refused("wardrobe_speed", capsys, "--sizes", "2000")
 
 
+def test_reading_speed_counts_every_pair_it_read(tmp_path, capsys, drawn_backs):
+    (tmp_path / "train").mkdir()
+    for item, angle in (("a", 0), ("b", 180)):
+        for view, picture in zip(("back", "front"), drawn_backs, strict=False):
+            picture.rotate(angle).save(tmp_path / "train" / f"{item}_{view}.png")
+    arguments = ["--source", "folder", "--path", str(tmp_path), "--size", "32", "--processes", "1", "--repeats", "2"]
+    (tmp_path / "out").mkdir()
+    script("reading_speed").main([*arguments, "--json", str(tmp_path / "out" / "speed.json")])
+    results = json.loads((tmp_path / "out" / "speed.json").read_text())["results"]
+    assert (results["source"], results["size_px"]) == ("folder", 32)
+    (measured,) = results["rounds"]
+    assert measured["processes"] == 1 and len(measured["pairs_per_second"]) == 2
+    assert "folder at 32 px, medians of 2 rounds of 2 pairs" in capsys.readouterr().out
+
+
+def test_reading_speed_refuses_what_load_pairs_refuses(capsys):
+    assert "folder needs a path" in refused("reading_speed", capsys, "--source", "folder", "--size", "32")
+
+
 MAKEFILE = """
 demo test: .venv/ready
 	test ! -e result

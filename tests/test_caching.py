@@ -42,7 +42,8 @@ class Greys:
         time.sleep(self.pause)
         self.made.append(index)
         back, front = (Image.new("RGB", (32, 32), (index, grey, grey)) for grey in (0, 9))
-        return {"back": back, "front": front, "group_id": str(index // 2), "front_face": Image.new("L", (32, 32))}
+        face = Image.new("L", (32, 32))
+        return {"back": back, "front": front, "group_id": str(index // 2), "front_face": face, "attributes": {}}
 
     def rows(self) -> Pairs:
         return Pairs(self, range(COUNT))
@@ -68,7 +69,7 @@ def test_cached_pairs_are_the_pairs(tmp_path):
     same = [[a == b for b in ids] for a in ids]
     assert (pairs.groups[:, None] == pairs.groups[None]).tolist() == same
     assert pairs.faces is None
-    assert {path.suffix for path in tmp_path.iterdir()} <= {".npy", ".lock"}
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".npy", ".jsonl", ".txt", ".lock"}
 
 
 def test_pairs_are_made_once(tmp_path):

@@ -67,6 +67,7 @@ def test_the_same_picture_from_every_source(tmp_path):
     sources = [
         tmp_path / "a.png",
         str(tmp_path / "a.png"),
+        (tmp_path / "a.png").read_bytes(),
         PIL.Image.fromarray(pixels),
         pixels,
         pixels[:, ::-1][:, ::-1],
@@ -224,6 +225,7 @@ def test_large_jpeg_is_decoded_at_a_fraction(tmp_path):
     assert load_picture(tmp_path / "large.jpg").size == (1000, 1600)
     assert load_picture(tmp_path / "large.jpg", enough_pixels=400).size == (250, 400)
     assert load_picture(tmp_path / "large.jpg", enough_pixels=401).size == (500, 800)
+    assert load_picture((tmp_path / "large.jpg").read_bytes(), enough_pixels=401).size == (500, 800)
     assert load_picture(tmp_path / "large.jpg", enough_pixels=5000).size == (1000, 1600)
     assert np.abs(read(tmp_path / "large.jpg", enough_pixels=200)[10, 10].astype(int) - [255, 0, 0]).max() < 12
 
@@ -265,6 +267,7 @@ def test_not_a_picture(tmp_path):
     for name, content in {"notes.txt": TEXT, "fake.jpg": TEXT, "zero.png": bytes(500)}.items():
         (tmp_path / name).write_bytes(content)
         assert refused(tmp_path / name, name, "convert it to JPEG or PNG")
+        assert refused(content, "the file", "convert it to JPEG or PNG")
     (tmp_path / "nothing.png").write_bytes(b"")
     assert refused(tmp_path / "nothing.png", "nothing.png", "is empty")
 

@@ -91,11 +91,15 @@ def test_options_of_the_training_script():
 
 
 def test_load_pairs():
-    assert list(inspect.signature(data.load_pairs).parameters) == ["source", "split", "size", "count"]
-    for name in ("split", "size", "count"):
-        parameter = inspect.signature(data.load_pairs).parameters[name]
-        assert (parameter.kind, parameter.default) == (parameter.KEYWORD_ONLY, parameter.empty)
-    assert list(data.SOURCES) == ["wardrobe"]
+    parameters = inspect.signature(data.load_pairs).parameters
+    assert list(parameters) == ["source", "split", "size", "count", "path"]
+    for name, default in (("split", ...), ("size", ...), ("count", None), ("path", None)):
+        assert parameters[name].kind == inspect.Parameter.KEYWORD_ONLY
+        assert parameters[name].default is (inspect.Parameter.empty if default is ... else default)
+    assert list(data.SOURCES) == ["wardrobe", "folder", "lpc", "valid"]
+    names = ["COLUMNS", "SOURCES", "PairCheck", "Pairs", "PairsError", "check_pairs", "load_pairs"]
+    assert sorted(data.__all__) == sorted(names)
+    assert list(inspect.signature(data.check_pairs).parameters) == ["rows", "processes", "read", "keep"]
     assert data.COLUMNS == (
         "item_id",
         "group_id",

@@ -48,7 +48,7 @@ EVERY = [block for page in PAGES for block in blocks(page)]
 
 
 @pytest.fixture
-def folder_of_a_reader(tmp_path, monkeypatch, drawn_backs):
+def folder_of_a_reader(tmp_path, monkeypatch, drawn_backs, datasets_cache):
     """The current folder has what the pages speak of: the repository's folders, and some pictures."""
     for name in ("examples", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)

@@ -43,7 +43,7 @@ from backshan_diffusers.training.batches import (
 from backshan_diffusers.training.caching import cache_latents, cache_pairs, to_pixels
 from backshan_diffusers.training.checkpoints import checkpoint_steps, save_checkpoint
 from backshan_diffusers.training.config import STAGES, ConfigError, ModelSize, TrainingConfig
-from backshan_diffusers.training.order import RandomOrder
+from backshan_diffusers.training.order import LikenessOrder, RandomOrder, describe_by_attributes
 from backshan_diffusers.training.records import check_record, write_record
 from backshan_diffusers.training.run import TrainingRun
 from backshan_diffusers.training.scratch import build_controlnet, build_pipeline
@@ -814,6 +814,16 @@ def test_similar_outfits_come_together_where_negatives_are_to_be_hard(tmp_path):
     pairs.backs[:] = (np.arange(8) // 2 * 60)[:, None, None, None]
     order = TrainingRun(settings)._order(settings, pairs)(0)
     assert (order.reshape(4, 2) // 2 == order.reshape(4, 2)[:, :1] // 2).all()
+
+
+def test_outfits_with_the_same_labels_come_together_where_negatives_are_to_be_hard(tmp_path):
+    settings = config(tmp_path, hard_negatives="attributes", hard_group_size=2, train_pairs=32)
+    run = TrainingRun(settings)
+    rows, _ = run.pairs(64)
+    pairs = run._cached(rows)
+    order = run._order(settings, pairs)(0)
+    expected = LikenessOrder(describe_by_attributes([row["attributes"] for row in rows]), 2)(0)
+    assert order.tolist() == expected.tolist()
 
 
 def test_the_weights_of_the_autoencoders_loss_are_those_of_the_config(tmp_path):

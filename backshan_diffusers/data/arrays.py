@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .pairs import Pairs
+from .pairs import VIEWS, Pairs
 
 Result = TypeVar("Result")
 
@@ -26,21 +26,33 @@ def read_chunks(read: Callable[[Pairs], Result], rows: Pairs, processes: int, de
         processes: how many read, at most. More than one import the main script, which needs its `__main__` guard.
         description: of the bar.
     """
-    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    progress = {"total": len(chunks), "desc": description, "unit": f"{CHUNK} pairs"}
-    processes = min(processes, len(chunks))
+    starts = range(0, len(rows), CHUNK)
+    progress = {"total": len(starts), "desc": description, "unit": f"{CHUNK} pairs"}
+    processes = min(processes, len(starts))
     if processes == 1:
-        yield from tqdm(map(read, chunks), **progress)
+        yield from tqdm((read(rows[start : start + CHUNK]) for start in starts), **progress)
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from tqdm(pool.map(read, chunks), **progress)
+    with ProcessPoolExecutor(processes, get_context("spawn"), _Reader.begin, (read, rows)) as pool:
+        yield from tqdm(pool.map(_Reader.go_on, starts), **progress)
 
 
-def read_arrays(rows: Pairs) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Backs and fronts of all rows, both `N x size x size x 3` uint8, and their `N` group ids."""
+class _Reader:
+    """What a worker process has been given once: rows of a large source take long to send with every chunk."""
+
+    @classmethod
+    def begin(cls, read: Callable[[Pairs], Result], rows: Pairs) -> None:
+        cls.read, cls.rows = staticmethod(read), rows
+
+    @classmethod
+    def go_on(cls, start: int) -> Result:
+        return cls.read(cls.rows[start : start + CHUNK])
+
+
+def read_arrays(rows: Iterable[Mapping]) -> tuple[np.ndarray, np.ndarray, list[str], list[dict]]:
+    """Backs and fronts of all rows, both `N x size x size x 3` uint8, their `N` group ids and their attributes."""
     made = list(rows)
-    backs, fronts = (np.stack([np.asarray(row[view]) for row in made]) for view in ("back", "front"))
-    return backs, fronts, [row["group_id"] for row in made]
+    backs, fronts = (np.stack([np.asarray(row[view]) for row in made]) for view in VIEWS)
+    return backs, fronts, [row["group_id"] for row in made], [row["attributes"] for row in made]
 
 
 def read_small_backs(rows: Iterable[Mapping], side: int) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""The lazy sequence of rows that every source gives, and the columns of a row."""
+"""The lazy sequence of rows that every source gives, the columns of a row, and what may be wrong with a source."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 COLUMNS = (
@@ -16,6 +17,76 @@ COLUMNS = (
     "front_face",
     "attributes",
 )
+
+VIEWS = ("back", "front")
+SPLITS = ("train", "validation", "test")
+
+TOLERATED_SHARE = 0.05
+"""Share of a source's pairs that may be left out because something is wrong with them."""
+
+
+class PairsError(ValueError):
+    """Pairs that cannot be used; the message is one sentence that names them and says what to do."""
+
+
+class UnreadablePairError(PairsError):
+    """A pair with a picture that cannot be read.
+
+    Args:
+        item_id: of the pair.
+        reason: which picture, and what is wrong with it.
+    """
+
+    def __init__(self, item_id: str, reason: str) -> None:
+        super().__init__(item_id, reason)  # both, so that it can be sent from another process
+        self.item_id, self.reason = item_id, reason
+
+    def __str__(self) -> str:
+        return f"the pair {self.item_id} cannot be used: {self.reason}."
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A pair that is left out, and why."""
+
+    item_id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.item_id}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found out about a split of a source.
+
+    Args:
+        skipped: pairs that are left out because something is wrong with them.
+        repeated: `item_id` of pairs that are left out because an earlier pair holds the same two files.
+        joined_groups: how many groups became one with another because they share a picture.
+    """
+
+    skipped: tuple[Skipped, ...] = ()
+    repeated: tuple[str, ...] = ()
+    joined_groups: int = 0
+
+
+def refuse_too_many(skipped: Sequence[Skipped], total: int) -> None:
+    """Stop where more is wrong than a few pairs.
+
+    Args:
+        skipped: the pairs of `total` that are left out.
+        total: how many pairs were looked at.
+
+    Raises:
+        PairsError: if they are more than `TOLERATED_SHARE`.
+    """
+    if len(skipped) > TOLERATED_SHARE * total:
+        named = "; ".join(map(str, skipped[:3])) + ("; ..." if len(skipped) > 3 else "")
+        raise PairsError(
+            f"{len(skipped)} of {total} pairs cannot be used, which is more than {TOLERATED_SHARE:.0%} ({named}):"
+            " repair them or take them out."
+        )
 
 
 class Source(Protocol):
@@ -40,9 +111,16 @@ class Source(Protocol):
 
 
 class Pairs(Sequence):
-    """Rows of a source, made when they are asked for. Small to pickle: it holds the source and the row numbers."""
+    """Rows of a source, made when they are asked for. Small to pickle: it holds the source and the row numbers.
 
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+    Args:
+        source: makes the rows.
+        indices: which of its rows, in this order.
+        findings: what was left out when the source was opened.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int], findings: Findings = Findings()) -> None:
+        self.findings = findings
         self._source = source
         self._indices = indices
 
@@ -67,7 +145,7 @@ class Pairs(Sequence):
     def __getitem__(self, index: int | slice) -> "dict | Pairs":
         """A row for an integer (negative ones count from the end), a sequence for a slice."""
         if isinstance(index, slice):
-            return Pairs(self._source, self._indices[index])
+            return Pairs(self._source, self._indices[index], self.findings)
         return self._source.row(self._indices[index])
 
     def __iter__(self) -> Iterator[dict]:
@@ -75,7 +153,7 @@ class Pairs(Sequence):
 
     def select(self, indices: Sequence[int]) -> "Pairs":
         """The rows at these positions, in this order."""
-        return Pairs(self._source, [self._indices[index] for index in indices])
+        return Pairs(self._source, [self._indices[index] for index in indices], self.findings)
 
     def __repr__(self) -> str:
         return f"Pairs({self._source!r}, {len(self)} rows)"

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,8 +28,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..data import Pairs
-from ..data.arrays import CHUNK, read_arrays, read_chunks
+from ..data import Pairs, PairsError
+from ..data.arrays import CHUNK, read_arrays
+from ..data.checking import read_usable, summary
+from ..data.pairs import Skipped, refuse_too_many
 from ..faces import masking_key, read_masked_arrays
 from .config import ConfigError
 from .files import complete_file
@@ -68,6 +70,8 @@ class PairArrays:
 def cache_pairs(rows: Pairs, folder: Path, workers: int, mask_face: str = "none") -> PairArrays:
     """Draw or read pairs once; later calls with the same rows open what is there.
 
+    Pairs that cannot be read are left out; which they are is written to `KEY-check.txt` in the folder.
+
     Args:
         rows: what `load_pairs` gives.
         folder: where caches live.
@@ -76,18 +80,29 @@ def cache_pairs(rows: Pairs, folder: Path, workers: int, mask_face: str = "none"
 
     Raises:
         ConfigError: if the folder cannot be written.
+        PairsError: if more than a few pairs cannot be read.
         FaceDetectorMissing: if a front has no face mask, and no detector is installed.
     """
     key = _key("pairs-3", rows.key, masking_key(mask_face))
     names = ["backs", "fronts", "groups"] + ["faces"] * (mask_face != "none")
-    paths = {name: folder / f"{key}-{name}.npy" for name in names}
+    paths = {name: folder / f"{key}-{name}.npy" for name in names} | {"attributes": _attributes_path(folder, key)}
     arrays = _open_arrays(paths, rows.size)
     if arrays is None:
         with _alone(folder, key):
             arrays = _open_arrays(paths, rows.size)  # another run may just have made them
             if arrays is None:
-                arrays = _make_pairs(paths, rows, workers, mask_face)
+                arrays = _make_pairs(paths, folder / f"{key}-check.txt", rows, workers, mask_face)
     return PairArrays(**arrays, key=key)
+
+
+def read_attributes(pairs: PairArrays, folder: Path) -> list[dict]:
+    """The attributes of each of the pairs that `cache_pairs` put in the folder."""
+    lines = _attributes_path(folder, pairs.key).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _attributes_path(folder: Path, key: str) -> Path:
+    return folder / f"{key}-attributes.jsonl"
 
 
 def _row_shapes(size: int) -> dict[str, tuple[int, ...]]:
@@ -98,18 +113,20 @@ def _row_shapes(size: int) -> dict[str, tuple[int, ...]]:
 def _open_arrays(paths: dict[str, Path], size: int) -> dict[str, np.ndarray] | None:
     """The arrays of a cache of pairs by name; None if one is missing, cut off or of another shape."""
     try:
-        arrays = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
+        arrays = {name: np.load(path, mmap_mode="r") for name, path in paths.items() if path.suffix == ".npy"}
     except (OSError, ValueError, EOFError):
         return None
     shapes = _row_shapes(size)
     fits = all(array.shape == (len(arrays["groups"]), *shapes[name]) for name, array in arrays.items())
-    return arrays if fits else None
+    return arrays if fits and paths["attributes"].exists() else None
 
 
-def _make_pairs(paths: dict[str, Path], rows: Pairs, workers: int, mask_face: str) -> dict[str, np.ndarray]:
+def _make_pairs(
+    paths: dict[str, Path], report: Path, rows: Pairs, workers: int, mask_face: str
+) -> dict[str, np.ndarray]:
     if any(path.exists() for path in paths.values()):
         _logger.warning("the cached pairs %s are damaged: they are made anew.", paths["groups"])
-    _write_pairs(paths, rows, workers, mask_face)
+    _write_pairs(paths, report, rows, workers, mask_face)
     arrays = _open_arrays(paths, rows.size)
     if "faces" in arrays:
         total, found = len(arrays["faces"]), int(arrays["faces"].any(axis=(1, 2)).sum())
@@ -118,21 +135,29 @@ def _make_pairs(paths: dict[str, Path], rows: Pairs, workers: int, mask_face: st
     return arrays
 
 
-def _write_pairs(paths: dict[str, Path], rows: Pairs, workers: int, mask_face: str) -> None:
-    folder = paths["groups"].parent
+def _write_pairs(paths: dict[str, Path], report: Path, rows: Pairs, workers: int, mask_face: str) -> None:
+    folder = report.parent
     read = partial(read_masked_arrays, mask_face=mask_face) if "faces" in paths else read_arrays
     with _writing_in(folder):
         unfinished = _UnfinishedPairs(paths, rows.size)
     left = rows[CHUNK * len(unfinished.chunks) :]
-    for backs, fronts, group_ids, *faces in read_chunks(read, left, workers, "pairs") if len(left) else ():
+    for made, _, bad in read_usable(left, workers, read) if len(left) else ():
         with _writing_in(folder):
-            unfinished.append([backs, fronts, *faces], group_ids)
+            unfinished.append(made, bad)
+        try:
+            refuse_too_many(unfinished.skipped(), len(rows))
+        except PairsError:
+            unfinished.discard()
+            raise
     with _writing_in(folder):
+        found = replace(rows.findings, skipped=(*rows.findings.skipped, *unfinished.skipped()))
+        report.write_text(summary(unfinished.rows(), found) + "\n", encoding="utf-8")
         unfinished.finish()
 
 
 class _UnfinishedPairs:
-    """Arrays that grow on disk, and a journal of what they hold: one line for each chunk, its group ids.
+    """Arrays that grow on disk, and a journal of what they hold: one line for each chunk of rows, its group ids and
+    the pairs that are left out.
 
     What a killed run has written is kept, as far as the journal tells of it.
 
@@ -142,43 +167,65 @@ class _UnfinishedPairs:
     """
 
     def __init__(self, paths: dict[str, Path], size: int):
-        self.paths, self.pending = paths, {name: path.with_suffix(".tmp") for name, path in paths.items()}
+        self.paths = paths
+        self.pending = {name: path.with_suffix(".tmp") for name, path in paths.items() if path.suffix == ".npy"}
         self.row_shapes = {name: shape for name, shape in _row_shapes(size).items() if name in paths}
         del self.row_shapes["groups"]
         self.chunks = self._read_journal()
-        lines = [json.dumps(group_ids) + "\n" for group_ids in self.chunks]
+        lines = [json.dumps(chunk) + "\n" for chunk in self.chunks]
         self.pending["groups"].write_text("".join(lines), encoding="utf-8")
         for name, shape in self.row_shapes.items():
             self._write_header(name)
-            os.truncate(self.pending[name], _file_size((self._rows(), *shape)))
+            os.truncate(self.pending[name], _file_size((self.rows(), *shape)))
 
-    def append(self, arrays: list[np.ndarray], group_ids: list[str]) -> None:
-        """Add a chunk. The journal comes last, so that what it names is on the disk."""
-        for name, array in zip(self.row_shapes, arrays, strict=True):
+    def append(self, made: tuple | None, bad: list[Skipped]) -> None:
+        """Add a chunk. The journal comes last, so that what it names is on the disk.
+
+        Args:
+            made: backs, fronts, group ids, attributes and, where they are masked, faces; None if no pair can be used.
+            bad: the pairs that are left out.
+        """
+        backs, fronts, group_ids, attributes, *faces = made or (None, None, [], [])
+        for name, array in zip(self.row_shapes, (backs, fronts, *faces), strict=True) if made else ():
             _append(self.pending[name], array.tobytes())
-        _append(self.pending["groups"], (json.dumps(group_ids) + "\n").encode())
-        self.chunks.append(group_ids)
+        skipped = [[each.item_id, each.reason] for each in bad]
+        chunk = {"groups": group_ids, "attributes": attributes, "skipped": skipped}
+        _append(self.pending["groups"], (json.dumps(chunk) + "\n").encode())
+        self.chunks.append(chunk)
 
     def finish(self) -> None:
         """Give the arrays their names."""
         for name in self.row_shapes:
             self._write_header(name)
             os.replace(self.pending[name], self.paths[name])
-        every = [group_id for group_ids in self.chunks for group_id in group_ids]
+        with complete_file(self.paths["attributes"]) as path:
+            lines = [json.dumps(each) + "\n" for chunk in self.chunks for each in chunk["attributes"]]
+            path.write_text("".join(lines), encoding="utf-8")
+        every = [group_id for chunk in self.chunks for group_id in chunk["groups"]]
         with complete_file(self.paths["groups"]) as path, open(path, "wb") as file:
             np.save(file, np.unique(every, return_inverse=True)[1].astype(np.int64))
         self.pending["groups"].unlink()
 
-    def _rows(self) -> int:
-        return sum(map(len, self.chunks))
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        for path in self.pending.values():
+            path.unlink()
 
-    def _read_journal(self) -> list[list[str]]:
+    def rows(self) -> int:
+        """How many pairs are there."""
+        return sum(len(chunk["groups"]) for chunk in self.chunks)
+
+    def skipped(self) -> list[Skipped]:
+        """The pairs that were left out."""
+        return [Skipped(*each) for chunk in self.chunks for each in chunk["skipped"]]
+
+    def _read_journal(self) -> list[dict]:
         try:
             lines = self.pending["groups"].read_text(encoding="utf-8").splitlines(keepends=True)
             chunks = [json.loads(line) for line in lines if line.endswith("\n")]
-            rows = sum(map(len, chunks))
+            rows = sum(len(chunk["groups"]) for chunk in chunks)
             sizes = {name: self.pending[name].stat().st_size for name in self.row_shapes}
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
             return []
         whole = all(sizes[name] >= _file_size((rows, *shape)) for name, shape in self.row_shapes.items())
         return chunks if whole else []
@@ -186,7 +233,7 @@ class _UnfinishedPairs:
     def _write_header(self, name: str) -> None:
         self.pending[name].touch()
         with open(self.pending[name], "r+b") as file:
-            file.write(_header((self._rows(), *self.row_shapes[name])))
+            file.write(_header((self.rows(), *self.row_shapes[name])))
 
 
 def _header(shape: tuple[int, ...]) -> bytes:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 
-from ..data import Pairs, load_pairs
+from ..data import Pairs, PairsError, load_pairs
 from ..faces import FaceDetectorMissing
 from ..objective import PRESETS, Objective
 from ..pipelines import BackToFrontPipeline
@@ -31,11 +31,11 @@ from .batches import (
     noise_batch,
     timestep_batch,
 )
-from .caching import PairArrays, cache_latents, cache_pairs, encode
+from .caching import PairArrays, cache_latents, cache_pairs, encode, read_attributes
 from .checkpoints import checkpoint_steps
 from .config import ConfigError, TrainingConfig
 from .logs import append_line, csv_step, drop_later_lines
-from .order import LikenessOrder, RandomOrder, describe_by_look
+from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
 from .records import check_record, write_record
 from .scratch import build_controlnet, build_pipeline, seeded
 from .stages import AutoencoderStage, Batch, ControlStage, PriorStage, StageModule, noise_schedule
@@ -183,7 +183,7 @@ class TrainingRun:
         try:
             with self.accelerator.main_process_first():
                 return cache_pairs(rows, self._cache(), os.cpu_count() or 1, mask_face)
-        except FaceDetectorMissing as error:
+        except (FaceDetectorMissing, PairsError) as error:
             raise ConfigError(str(error)) from error
 
     def _cache(self) -> Path:
@@ -294,6 +294,9 @@ class TrainingRun:
         """The order in which pairs come."""
         if config.hard_negatives == "look":
             return LikenessOrder(describe_by_look(pairs.backs), config.hard_group_size)
+        if config.hard_negatives == "attributes":
+            descriptors = describe_by_attributes(read_attributes(pairs, self._cache()))
+            return LikenessOrder(descriptors, config.hard_group_size)
         return RandomOrder(len(pairs.backs))
 
     def _joint_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
