@@ -71,10 +71,12 @@ def test_options_of_the_training_script():
         *("output_dir", "base_model", "source", "train_pairs", "validation_pairs", "conditioning", "mirror", "prompt"),
         *("seed", "objective", "condition_dropout", "prompt_dropout", "kl_weight", "edge_weight", "colour_weight"),
         *("max_steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "ema_decay"),
-        *("log_every", "checkpoint_every", "validate_every"),
+        *("log_every", "checkpoint_every", "validate_every", "mask_face", "cache_dir", "flip", "affine_shared"),
     }
     assert options_of(script.build_parser()) == {"-h", "--help", "--config", "--dry_run", *(f"--{n}" for n in scalars)}
-    assert {entry.name for entry in fields(TrainingConfig)} == scalars | {"model", "crop_sizes", "stages"}
+    assert {entry.name for entry in fields(TrainingConfig)} == scalars | {
+        *("model", "crop_sizes", "stages", "colour_jitter", "affine")
+    }
 
 
 def test_load_pairs():
