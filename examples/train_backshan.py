@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 
 from backshan_diffusers.training.config import ConfigError, TrainingConfig
 from backshan_diffusers.training.estimate import describe, rehearse
+from backshan_diffusers.training.files import DiskFullError
 from backshan_diffusers.training.options import load_config, new_parser, read_options
 from backshan_diffusers.training.run import TrainingRun
 
@@ -53,7 +54,7 @@ def main() -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, DiskFullError) as error:
         print(error, file=sys.stderr)
         return 1
     PartialState().print(f"The finished pipeline is in {finished}.")

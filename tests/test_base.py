@@ -7,8 +7,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, PNDMScheduler, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from test_training import config
-from tiny import TINY, tiny_pipeline
+from tiny import TINY, tiny_config, tiny_pipeline
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
@@ -107,7 +106,7 @@ def test_the_two_stages_of_the_method_run_one_after_the_other(public, tmp_path):
     stock = stock_controlnet(tmp_path / "controlnet")
     shared = {"model": ModelSize(), "max_steps": 2, "learning_rate": 1e-3, "validate_every": 2}
     first = TrainingRun(
-        config(
+        tiny_config(
             tmp_path / "one",
             base_model=str(public),
             controlnet=str(tmp_path / "controlnet"),
@@ -120,7 +119,7 @@ def test_the_two_stages_of_the_method_run_one_after_the_other(public, tmp_path):
     assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in frozen.unet.state_dict().items())
     assert not torch.equal(frozen.controlnet.conv_in.weight, stock.conv_in.weight)
     second = TrainingRun(
-        config(
+        tiny_config(
             tmp_path / "two",
             base_model=str(first),
             stages={"joint": {"unlock_unet": "decoder", "unet_learning_rate": 1e-4}},

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from test_training import config, pair_arrays
-from tiny import TINY
+from tiny import TINY, pair_arrays, tiny_config
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -39,7 +38,7 @@ def test_operations_of_a_step_are_those_counted_by_hand(tmp_path, head_learns):
     backward = places * (convolution + linear + (linear if head_learns else 0))
     module = TwoLayers(head_learns)
     for parts in (1, 3):
-        settings = config(tmp_path, gradient_accumulation_steps=parts)
+        settings = tiny_config(tmp_path, gradient_accumulation_steps=parts)
         counted = step_flops(module, {"pixels": torch.rand(2, 3, 4, 4)}, settings)
         assert counted == parts * (forward + backward)
 
@@ -48,7 +47,7 @@ def test_operations_of_a_step_are_those_counted_by_hand(tmp_path, head_learns):
 @sdpa_kernel(SDPBackend.MATH)
 def test_a_rehearsed_step_costs_what_the_real_one_does(tmp_path, preset):
     (tmp_path / "cache").mkdir()
-    settings = config(tmp_path, objective={"preset": preset}, crop_sizes=(32,))
+    settings = tiny_config(tmp_path, objective={"preset": preset}, crop_sizes=(32,))
     needs = {stage.name: stage for stage in rehearse(settings).stages}
     for name in ("vae", "prior", "controlnet", "joint"):
         module, make_batch = TrainingRun(settings).build_stage(name, build_pipeline(TINY, 0), pair_arrays())
@@ -58,7 +57,7 @@ def test_a_rehearsed_step_costs_what_the_real_one_does(tmp_path, preset):
 
 def test_a_second_pass_for_the_comparison_costs_a_pass_of_controlnet(tmp_path):
     def cost(cached: bool) -> int:
-        settings = config(tmp_path, objective={"preset": "backshan"}, cached_contrast=cached, crop_sizes=(32,))
+        settings = tiny_config(tmp_path, objective={"preset": "backshan"}, cached_contrast=cached, crop_sizes=(32,))
         return rehearse(settings).stages[2].step_flops
 
     assert 1.1 * cost(False) < cost(True) < 1.5 * cost(False)
@@ -66,7 +65,7 @@ def test_a_second_pass_for_the_comparison_costs_a_pass_of_controlnet(tmp_path):
 
 def test_crops_of_several_sizes_cost_their_mean(tmp_path):
     def cost(pairs: int, *crops: int) -> int:
-        return rehearse(config(tmp_path, crop_sizes=crops, batch_size=pairs)).stages[0].step_flops
+        return rehearse(tiny_config(tmp_path, crop_sizes=crops, batch_size=pairs)).stages[0].step_flops
 
     small, large = cost(2, 32), cost(1, 64)  # of larger crops there are fewer, but at least one pair's
     assert large == 2 * small
@@ -75,7 +74,7 @@ def test_crops_of_several_sizes_cost_their_mean(tmp_path):
 
 def test_weights_and_bytes_of_each_stage_are_those_of_its_models(tmp_path):
     needs = rehearse(
-        config(
+        tiny_config(
             tmp_path,
             stages={name: {} for name in ("vae", "prior", "controlnet")} | {"joint": {"unlock_unet": "decoder"}},
         )
@@ -104,7 +103,7 @@ def test_weights_and_bytes_of_each_stage_are_those_of_its_models(tmp_path):
 
 
 def test_a_rehearsal_from_a_base_writes_nothing_and_reads_like_a_table(tmp_path):
-    needs = rehearse(config(tmp_path / "run", model=ModelSize(), base_model=MINI))
+    needs = rehearse(tiny_config(tmp_path / "run", model=ModelSize(), base_model=MINI))
     assert not (tmp_path / "run").exists()
     lines = describe(needs).splitlines()
     assert lines[0].split()[-3:] == ["all", "controlnet", "joint"]
@@ -115,4 +114,4 @@ def test_a_rehearsal_from_a_base_writes_nothing_and_reads_like_a_table(tmp_path)
 
 def test_a_rehearsal_refuses_pairs_that_the_source_does_not_have(tmp_path):
     with pytest.raises(ConfigError, match="count must be a whole number"):
-        rehearse(config(tmp_path, validation_pairs=10**9))
+        rehearse(tiny_config(tmp_path, validation_pairs=10**9))

@@ -6,8 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from test_stages import control_batch
-from test_training import config, pair_arrays
-from tiny import tiny_pipeline
+from tiny import pair_arrays, tiny_config, tiny_pipeline
 
 from backshan_diffusers.objective import PRESETS
 from backshan_diffusers.training.run import TrainingRun
@@ -35,7 +34,7 @@ def control_stage(pipeline, part: str | None) -> ControlStage:
 def test_the_unlocked_part_moves_and_the_rest_stays_bit_equal(tmp_path, part):
     pipeline = tiny_pipeline()
     before = {name: copy.deepcopy(getattr(pipeline, name).state_dict()) for name in ("unet", "controlnet")}
-    settings = config(tmp_path, unlock_unet=part, learning_rate=0.01, weight_decay=0.1)
+    settings = tiny_config(tmp_path, unlock_unet=part, learning_rate=0.01, weight_decay=0.1)
     stage = control_stage(pipeline, part)
     trainer = StageTrainer(Accelerator(), stage, lambda step, sampler: control_batch(), settings, "joint", tmp_path)
     trainer.train(lambda step: None)
@@ -53,7 +52,7 @@ def test_the_unlocked_part_moves_and_the_rest_stays_bit_equal(tmp_path, part):
 
 def test_the_run_unlocks_what_its_config_says(tmp_path):
     (tmp_path / "cache").mkdir()
-    run = TrainingRun(config(tmp_path, unlock_unet="attention"))
+    run = TrainingRun(tiny_config(tmp_path, unlock_unet="attention"))
     for name, learns in (("joint", True), ("controlnet", False)):
         pipeline = tiny_pipeline()
         stage, _ = run.build_stage(name, pipeline, pair_arrays())
@@ -63,12 +62,12 @@ def test_the_run_unlocks_what_its_config_says(tmp_path):
 
 def test_the_unet_may_have_a_rate_of_its_own_beside_a_controlnet(tmp_path):
     pipeline = tiny_pipeline()
-    stage, own = control_stage(pipeline, "decoder"), config(tmp_path, unet_learning_rate=2e-6)
+    stage, own = control_stage(pipeline, "decoder"), tiny_config(tmp_path, unet_learning_rate=2e-6)
     first, second = parameter_groups(stage, own)
     assert set(first["params"]) == set(pipeline.controlnet.parameters()) and "lr" not in first
     assert second["lr"] == 2e-6
     assert set(second["params"]) == {p for name, p in pipeline.unet.named_parameters() if belongs(name, "decoder")}
-    (whole,) = parameter_groups(stage, config(tmp_path))
+    (whole,) = parameter_groups(stage, tiny_config(tmp_path))
     assert set(whole["params"]) == set(first["params"]) | set(second["params"])
     alone = PriorStage(tiny_pipeline().unet, pipeline.scheduler)
     assert [set(group) for group in parameter_groups(alone, own)] == [{"params"}]
@@ -79,7 +78,7 @@ def test_each_model_takes_steps_of_its_own_rate(tmp_path):
     pipeline = tiny_pipeline()
     models = {"controlnet": pipeline.controlnet, "unet": pipeline.unet}
     before = {name: model.conv_in.weight.detach().clone() for name, model in models.items()}
-    settings = config(
+    settings = tiny_config(
         tmp_path, learning_rate=0.01, unet_learning_rate=0.001, weight_decay=0.0, max_steps=1, checkpoint_every=1
     )
     stage = control_stage(pipeline, "all")

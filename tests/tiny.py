@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -9,8 +12,9 @@ from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
 from backshan_diffusers.training.augmentation import Augmentation
 from backshan_diffusers.training.batches import StepPairs, StepSampler
 from backshan_diffusers.training.caching import PairArrays
-from backshan_diffusers.training.config import ModelSize
+from backshan_diffusers.training.config import ModelSize, TrainingConfig
 from backshan_diffusers.training.scratch import build_controlnet, build_pipeline
+from backshan_diffusers.training.stages import PriorStage
 
 TINY = ModelSize(
     image_size=64,
@@ -73,13 +77,54 @@ def step_pairs(pairs: PairArrays, indices: np.ndarray, step: int = 0, **augmenta
     return StepPairs(pairs, indices, Augmentation(**augmentation), StepSampler(0, "joint"), step)
 
 
+def tiny_config(folder: Path, **changes) -> TrainingConfig:
+    """Four steps of every stage, a checkpoint at the second and the last."""
+    values = {
+        "model": replace(TINY),
+        "train_pairs": 8,
+        "validation_pairs": 2,
+        "batch_size": 2,
+        "max_steps": 4,
+        "checkpoint_every": 2,
+        "validate_every": 4,
+        "log_every": 1,
+        "crop_sizes": (32, 64),
+        "warmup_steps": 1,
+        "objective": {"preset": "paper"},
+    }
+    return TrainingConfig(output_dir=str(folder), **{**values, **changes})
+
+
+def prior_batch(latents: torch.Tensor) -> dict:
+    """A batch of two given latents."""
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
+    return {
+        "latents": latents,
+        "prompts": torch.zeros(2, 7, 16),
+        "noise": noise,
+        "timesteps": torch.tensor([300, 700]),
+        "items": torch.tensor([5, 3]),
+    }
+
+
+def tiny_prior():
+    """A stage on constant latents, and its batches."""
+    pipeline = tiny_pipeline()
+    generator = torch.Generator().manual_seed(2)
+    batch = prior_batch(torch.randn(2, 4, 8, 8, generator=generator))
+    return PriorStage(pipeline.unet, pipeline.scheduler), lambda step, sampler: batch
+
+
 __all__ = [
     "TINY",
     "build_controlnet",
     "pair_arrays",
+    "prior_batch",
     "step_pairs",
+    "tiny_config",
     "tiny_controlnet",
     "tiny_pipeline",
+    "tiny_prior",
     "tiny_unet",
     "wake",
 ]

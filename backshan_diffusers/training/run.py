@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import DistributedType
 from filelock import FileLock, Timeout
 
 from ..data import Pairs, PairsError, load_pairs
@@ -34,6 +35,7 @@ from .batches import (
 from .caching import PairArrays, cache_latents, cache_pairs, encode, read_attributes
 from .checkpoints import checkpoint_steps
 from .config import ConfigError, TrainingConfig
+from .files import full_disk_in_words
 from .logs import append_line, csv_step, drop_later_lines
 from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
 from .records import check_record, write_record
@@ -70,10 +72,11 @@ class TrainingRun:
         Raises:
             ConfigError: if there are no such pairs, the base cannot be used, the folder belongs to another run or
                 another process trains in it.
+            DiskFullError: if there is no room left for what a stage writes.
         """
         if self.config.base_model is None:
             self.pairs(self.config.model.image_size)  # a base says its size only once it is open
-        with self._alone():
+        with self._alone(), full_disk_in_words(self.output_dir):
             source = None
             for name in self.config.stage_names():
                 self._run_stage(name, source)
@@ -230,7 +233,8 @@ class TrainingRun:
             step_pairs = StepPairs(pairs, indices, augmentation, sampler, number)
             batch = crop_batch(step_pairs, side, sampler.generator(number, "crop"))
             shape = (len(batch["pixels"]), latent_channels, *(2 * [side // pipeline.vae_scale_factor]))
-            return batch | {"noise": torch.randn(shape, generator=sampler.generator(number, "noise"))}
+            noise = torch.randn(shape, generator=sampler.generator(number, "noise"))
+            return batch | {"noise": noise, "items": torch.from_numpy(indices)}
 
         weights = {name: getattr(config, name) for name in ("kl_weight", "edge_weight", "colour_weight")}
         return AutoencoderStage(pipeline.vae, self.config.base_model is not None, **weights), make_batch
@@ -255,7 +259,7 @@ class TrainingRun:
                 timesteps = timestep_batch(1, total, sampler.shared_generator(step, "timestep")).repeat(len(indices))
             if pairs.faces is not None:
                 batch["weights"] = kept_cells(step_pairs.faces(), pipeline.vae_scale_factor)
-            return batch | {"timesteps": timesteps}, step_pairs
+            return batch | {"timesteps": timesteps, "items": torch.from_numpy(indices)}, step_pairs
 
         return make_batch
 
@@ -346,7 +350,15 @@ def _without_text_encoder(pipeline: BackToFrontPipeline) -> Iterator[None]:
 
 
 def _new_engine() -> Accelerator:
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    engine = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    if engine.distributed_type in _SHARDING:
+        raise ConfigError(
+            f"{engine.distributed_type.value} cuts models up, and checkpoints hold whole ones: launch without it."
+        )
+    return engine
+
+
+_SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 _STAGES = {
