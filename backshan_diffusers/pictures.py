@@ -18,6 +18,8 @@ import PIL.ImageFont
 import PIL.ImageOps
 import PIL.PngImagePlugin
 
+from .files import complete_file
+
 MINIMUM_SIDE = 16
 """Shorter side in px under which a picture is refused."""
 
@@ -307,14 +309,9 @@ def save_picture(picture: PIL.Image.Image, path: str | os.PathLike, metadata: Ma
     Raises:
         OSError: if the file cannot be written; nothing is left behind then.
     """
-    path = Path(path)
     chunks = PIL.PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         if value is not None:
             chunks.add_text(key, str(value))
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        picture.save(unfinished, format="PNG", pnginfo=chunks)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with complete_file(Path(path)) as pending:
+        picture.save(pending, format="PNG", pnginfo=chunks)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..data import Pairs
 from ..data.arrays import read_arrays, read_chunks
-from .files import complete_file
+from ..files import complete_file
 
 SHARD = 256
 """Pictures whose latents are computed and kept together."""
