@@ -89,9 +89,13 @@ def _load_file(path: Path, enough_pixels: int | None) -> PIL.Image.Image:
         raise _bomb(path) from error
     except PIL.UnidentifiedImageError as error:
         raise PictureError(f"{path} is not a picture that PIL can read: convert it to JPEG or PNG.") from error
+    except PermissionError as error:
+        raise PictureError(f"{path} may not be read by this user: change its permissions.") from error
     except Exception as error:  # damaged headers make PIL's readers raise nearly anything
         raise PictureError(f"{path} cannot be opened as a picture ({error}): convert it to JPEG or PNG.") from error
     with image:
+        if image.format == "EPS":  # PIL would let Ghostscript run it
+            raise PictureError(f"{path} is a PostScript program, not a picture: convert it to JPEG or PNG.")
         _check_size(image.size, path)
         if enough_pixels is not None:
             share = enough_pixels / max(image.size)

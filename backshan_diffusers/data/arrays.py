@@ -1,6 +1,6 @@
 """Pairs as arrays. Worker processes import this module, so it is kept free of torch, which takes seconds to import."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import TypeVar
@@ -27,13 +27,19 @@ def read_chunks(read: Callable[[Pairs], Result], rows: Pairs, processes: int, de
         description: of the bar.
     """
     chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    progress = {"total": len(chunks), "desc": description, "unit": f"{CHUNK} pairs"}
     processes = min(processes, len(chunks))
-    if processes == 1:
-        yield from tqdm(map(read, chunks), **progress)
-        return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from tqdm(pool.map(read, chunks), **progress)
+    with tqdm(total=len(rows), desc=description, unit=" pairs") as progress:
+        if processes == 1:
+            yield from _counted(map(read, chunks), chunks, progress)
+            return
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            yield from _counted(pool.map(read, chunks), chunks, progress)
+
+
+def _counted(results: Iterable[Result], chunks: Sequence[Pairs], progress: tqdm) -> Iterator[Result]:
+    for result, chunk in zip(results, chunks, strict=True):
+        progress.update(len(chunk))
+        yield result
 
 
 def read_arrays(rows: Pairs) -> tuple[np.ndarray, np.ndarray, list[str]]:
