@@ -6,17 +6,22 @@ Torch and diffusers take seconds to import, so they are imported where they are 
 from __future__ import annotations
 
 import argparse
+import errno
 import glob
 import itertools
 import math
 import os
+import re
+import signal
 import sys
 import tempfile
+import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from . import MINI, __version__
 
@@ -31,14 +36,34 @@ DTYPES = ("float32", "bfloat16", "float16")
 SHEET_CELL_SIDE = 256
 """Longest side in px of a picture on the sheet."""
 
-LARGEST_SEED = 2**63 - 1
+LARGEST_NUMBER = 2**63 - 1
+"""Of a seed, and of whatever else is counted."""
 
-DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes."""
+MOST_FRONTS = 1_000_000
+"""Of one run: each is planned before the first is made."""
+
+LONGEST_REFUSAL = 600
+"""Characters of a refusal; longer ones lose their middle, where an argument is repeated."""
+
+DONE, SOME_FAILED, UNUSABLE, KILLED = 0, 1, 2, 128
+"""Exit codes; the number of the signal is added to the last."""
+
+ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Besides Ctrl-C: what `kill` and a terminal that is closed send."""
+
+FOLDER_TAKES_NO_MORE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT))
+"""Errors of writing a file that the next file would meet too: the disk is full, or the folder is gone."""
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What would break a line or move the cursor, and the bytes of names that are no text."""
 
 
 class UnusableArgumentError(ValueError):
     """Nothing can be done with these arguments; the message is one sentence."""
+
+
+class FolderTakesNoMoreError(OSError):
+    """A picture could not be written, and no other one could be."""
 
 
 @dataclass
@@ -50,6 +75,14 @@ class Job:
     result: Path
 
 
+@dataclass
+class Tally:
+    """What has come of a run so far: fronts written, and the backs or the sheet of which something is missing."""
+
+    written: int = 0
+    failed: set[Path] = field(default_factory=set)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
@@ -57,25 +90,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; by default what the process was started with.
 
     Returns:
-        The exit code: 0 if all was done, 1 if some of it failed, 2 if the arguments cannot be used, 130 after Ctrl-C.
+        The exit code: 0 if all was done, 1 if some of it failed, 2 if the arguments cannot be used, 130 after Ctrl-C,
+        143 after SIGTERM, 129 after SIGHUP.
         Like every argparse program it raises `SystemExit` after `--help`, `--version` and unparsable arguments.
     """
     options = build_parser().parse_args(arguments)
     try:
-        return options.run(options)
+        with _signals_interrupt():
+            return options.run(options)
     except UnusableArgumentError as error:
-        _report(str(error))
+        _report(_shortened(str(error)))
         return UNUSABLE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         _report("interrupted before anything was written.")
-        return INTERRUPTED
+        return _exit_code(interruption)
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Other signals that end a process do what Ctrl-C does, so that no unfinished file is left."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt(number)
+
+    is_main = threading.current_thread() is threading.main_thread()  # Python lets no other thread do this
+    ours = [number for number in ENDING_SIGNALS if is_main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _exit_code(interruption: KeyboardInterrupt) -> int:
+    return KILLED + (interruption.args[0] if interruption.args else signal.SIGINT)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """One sentence in place of argparse's usage block."""
-        _report(f"{message.rstrip('.')}: see {self.prog} --help.")
+        _report(_shortened(f"{message.rstrip('.')}: see {self.prog} --help."))
         sys.exit(UNUSABLE)
+
+    def exit(self, status: int = DONE, message: str | None = None):
+        """After `--help` and `--version`: fails where they could not be written, as when the disk is full."""
+        super().exit(status if _flush(sys.stdout) else SOME_FAILED, message)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,7 +156,8 @@ def _add_generate(commands) -> None:
         description="Turns pictures of people seen from behind into pictures of the same people seen from the front. "
         "One PNG file is written for each front, with the model and all settings in its text chunks. "
         "Files of the same name that this command wrote before are replaced; any other file is left alone.",
-        epilog="exit codes: 0 all done, 1 some pictures missing or unusable, 2 unusable arguments, 130 interrupted",
+        epilog="exit codes: 0 all done, 1 some pictures missing, unusable or not written, 2 unusable arguments, "
+        "130 interrupted",
     )
     parser.set_defaults(run=generate)
     add = parser.add_argument
@@ -108,8 +170,8 @@ def _add_generate(commands) -> None:
     add("--seed", type=_seed, default=0, metavar="S", help="of the first front of each back (default: %(default)s)")
     add("--steps", type=_positive, metavar="K", help="denoising steps (default: what the model records)")
     add("--guidance", type=_guidance, metavar="G", help="weight of the prompt (default: what the model records)")
-    add("--prompt", metavar="TEXT", help="what to draw (default: what the model records)")
-    add("--negative-prompt", metavar="TEXT", help="what not to draw; needs a guidance above 1")
+    add("--prompt", type=_prompt, metavar="TEXT", help="what to draw (default: what the model records)")
+    add("--negative-prompt", type=_prompt, metavar="TEXT", help="what not to draw; needs a guidance above 1")
     add("--device", metavar="DEVICE", help="such as cpu or cuda:1 (default: the accelerator if there is one)")
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="type of weights and values (default: %(default)s)")
     add("--batch-size", type=_positive, default=1, metavar="B", help="fronts made at once (default: %(default)s)")
@@ -118,15 +180,19 @@ def _add_generate(commands) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+    return _whole_number(text, 1)
 
 
 def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {LARGEST_SEED}")
-    return int(text)
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    # Python converts no more than some thousand digits
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_NUMBER)) else -1
+    if not least <= number <= LARGEST_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {LARGEST_NUMBER}")
+    return number
 
 
 def _guidance(text: str) -> float:
@@ -139,17 +205,29 @@ def _guidance(text: str) -> float:
     return value
 
 
+def _prompt(text: str) -> str:
+    """The bytes that were given, read as UTF-8 whatever the locale says."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise argparse.ArgumentTypeError("the text is not in UTF-8, and no other encoding can be read") from None
+
+
 def generate(options: argparse.Namespace) -> int:
     """`backshan generate`: arguments are judged before anything is done, pictures when their turn comes."""
-    if options.seed + options.num_images - 1 > LARGEST_SEED:
-        raise UnusableArgumentError(f"the seeds would go beyond {LARGEST_SEED}: give a smaller --seed.")
+    if options.seed + options.num_images - 1 > LARGEST_NUMBER:
+        raise UnusableArgumentError(f"the seeds would go beyond {LARGEST_NUMBER}: give a smaller --seed.")
     backs, left_out = find_backs(options.backs)
-    jobs, sheet = plan(backs, Path(options.out), options.num_images, options.sheet)
-    _check_targets([*(job.result for job in jobs), *([sheet] if sheet else [])], backs)
-    _make_folder(jobs[0].result.parent)
+    jobs, sheet = plan(backs, options.out, options.num_images, options.sheet)
+    folder = jobs[0].result.parent
+    targets = [*(job.result for job in jobs), *([sheet] if sheet else [])]
+    _check_folder(folder, targets)
+    _check_targets(targets, backs)
     with _quiet_libraries():
         pipeline = load_pipeline(options.model, *_device_and_dtype(options.device, options.dtype))
         settings = _settings(pipeline, options)
+        with _refusing_to_write_in(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         for sentence in left_out:
             _report(sentence)
         return max(_run(pipeline, jobs, sheet, settings, options), SOME_FAILED if left_out else DONE)
@@ -172,8 +250,10 @@ def find_backs(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
         for path in paths:
             if os.path.exists(path):
                 found.setdefault(os.path.realpath(path), path)
-            else:
+            elif os.path.islink(path):
                 left_out.append(f"{path} is a link that leads nowhere: point it to a picture, or remove it.")
+            else:  # it was listed, but its folder may not be entered
+                left_out.append(f"{path} cannot be reached: give one that this user may read.")
     if not found:
         raise UnusableArgumentError(left_out[0])
     return list(found.values()), list(dict.fromkeys(left_out))
@@ -208,29 +288,41 @@ def _pictures_in(folder: Path) -> list[Path]:
     ]
 
 
-def plan(backs: list[Path], out: Path, num_images: int, with_sheet: bool) -> tuple[list[Job], Path | None]:
+def plan(backs: list[Path], out: str, num_images: int, with_sheet: bool) -> tuple[list[Job], Path | None]:
     """Which front goes to which file, and where the sheet goes, if one is wanted.
 
+    Args:
+        backs: the pictures.
+        out: a folder or a file. As with `cp`, what is a folder or ends with a slash is one, whatever its name.
+        num_images: fronts for each back.
+        with_sheet: whether a sheet is wanted.
+
     Raises:
-        UnusableArgumentError: if `out` is one file and there are several fronts, or is no name for a PNG file.
+        UnusableArgumentError: if `out` is empty, no name for a PNG file, or one file for several fronts, or if there
+            are more fronts than can be planned.
     """
     from .pictures import PICTURE_SUFFIXES
 
-    suffix = out.suffix.lower()
-    if out.is_dir() or suffix not in PICTURE_SUFFIXES:
+    if not out:
+        raise UnusableArgumentError("--out is empty: give a folder, or . for the current one.")
+    count = len(backs) * num_images
+    if count > MOST_FRONTS:
+        raise UnusableArgumentError(f"{count} fronts are more than the {MOST_FRONTS} of one run: give fewer.")
+    path, suffix = Path(out), Path(os.path.basename(out)).suffix.lower()
+    if os.path.isdir(out) or suffix not in PICTURE_SUFFIXES:
         jobs = [
-            Job(back, number, out / (f"{stem}_front.png" if num_images == 1 else f"{stem}_front_{number + 1}.png"))
+            Job(back, number, path / (f"{stem}_front.png" if num_images == 1 else f"{stem}_front_{number + 1}.png"))
             for back, stem in zip(backs, _distinct_stems(backs))
             for number in range(num_images)
         ]
-        return jobs, out / "sheet.png" if with_sheet else None
+        return jobs, path / "sheet.png" if with_sheet else None
     if suffix != ".png":
-        raise UnusableArgumentError(f"fronts are written as PNG files, not {out.name}: give a folder or a .png name.")
-    if len(backs) * num_images > 1:
+        raise UnusableArgumentError(f"fronts are written as PNG files, not {path.name}: give a folder or a .png name.")
+    if count > 1:
         raise UnusableArgumentError(
-            f"{out} is one file but there are {len(backs) * num_images} fronts to write: give a folder as --out."
+            f"{out} is one file but there are {count} fronts to write: give a folder as --out."
         )
-    return [Job(backs[0], 0, out)], out.with_name(f"{out.stem}_sheet.png") if with_sheet else None
+    return [Job(backs[0], 0, path)], path.with_name(f"{path.stem}_sheet.png") if with_sheet else None
 
 
 def _distinct_stems(backs: list[Path]) -> list[str]:
@@ -243,6 +335,32 @@ def _distinct_stems(backs: list[Path]) -> list[str]:
         stem = next(name for name in names if name.casefold() not in stems)
         stems[stem.casefold()] = stem
     return list(stems.values())
+
+
+def _check_folder(folder: Path, targets: list[Path]) -> None:
+    """Refuses what could not be written in the end, without writing it: the folder is made when the model is there."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
+    with _refusing_to_write_in(folder), tempfile.TemporaryFile(dir=existing):
+        pass
+    names = dict.fromkeys([*folder.absolute().parts, *(target.name for target in targets)])
+    for path in (*(existing / name for name in names), *targets):
+        try:
+            os.lstat(path)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise UnusableArgumentError(
+                    f"the name or path of {path.name} is too long: give another --out, or rename the back."
+                ) from error
+
+
+@contextmanager
+def _refusing_to_write_in(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnusableArgumentError(
+            f"nothing can be written to the folder {folder} ({error.strerror}): give another --out."
+        ) from error
 
 
 def _check_targets(targets: list[Path], backs: list[Path]) -> None:
@@ -261,21 +379,12 @@ def _is_ours(path: Path) -> bool:
     if not path.is_file():  # to open a pipe would wait for its other end
         return False
     try:
-        with PIL.Image.open(path) as picture:
-            return picture.info.get("Software") == PROGRAM
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of many pixels: none is decoded
+            with PIL.Image.open(path) as picture:
+                return picture.info.get("Software") == PROGRAM
     except Exception:  # whatever PIL cannot open is not ours
         return False
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UnusableArgumentError(
-            f"nothing can be written to the folder {folder} ({error.strerror}): give another --out."
-        ) from error
 
 
 def _device_and_dtype(device_name: str | None, dtype_name: str) -> tuple[torch.device, torch.dtype]:
@@ -303,18 +412,24 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
         UnusableArgumentError: if there is no such model, or it cannot be loaded.
     """
     from . import BackshanControlNetModel, BackToFrontPipeline
+    from .pipelines.folder_check import find_damage
 
     source = MINI if model == "mini" else model
     if not os.path.isdir(source) and (model == "mini" or not _may_be_repo_id(model)):
         raise UnusableArgumentError(
             f"the model folder {source} does not exist: give the folder of a saved pipeline, a Hub repo id, or mini."
         )
+    if _text(source) != source:
+        raise UnusableArgumentError(
+            f"the name of the model {model} is not in UTF-8, and its files cannot be opened by another: rename it."
+        )
     try:
         pipeline = BackToFrontPipeline.from_pretrained(source, dtype=dtype).to(device)
     except Exception as error:  # damaged files and the network make the readers raise nearly anything
         if not os.path.isdir(source):
             raise UnusableArgumentError(_why_not_from_hub(model, error)) from error
-        raise UnusableArgumentError(f"the model {model} cannot be loaded: {_one_line(error)}") from error
+        reason = (None if isinstance(error, OSError) else find_damage(Path(source))) or _sentence(error)
+        raise UnusableArgumentError(f"the model {model} cannot be loaded: {reason}") from error
     if not isinstance(pipeline.controlnet, BackshanControlNetModel):
         raise UnusableArgumentError(
             f"the ControlNet of {model} does not record how it reads a picture: give a model made by this package."
@@ -346,12 +461,15 @@ def _why_not_from_hub(model: str, error: Exception) -> str:
         return f"{start} HF_HUB_OFFLINE is set and the repository was not downloaded before."
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return f"{start} it does not exist, or is private and needs a token (hf auth login)."
-    return f"{start} {_one_line(causes[-1])}"
+    return f"{start} {_sentence(causes[-1])}"
 
 
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _sentence(error: BaseException) -> str:
+    """The first line of its message, or its name if it has none, as the end of a sentence."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be read ({error.strerror})."
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0].rstrip('.')}."
 
 
 def _settings(pipeline: BackToFrontPipeline, options: argparse.Namespace) -> dict[str, str | int | float | None]:
@@ -384,41 +502,72 @@ def _settings(pipeline: BackToFrontPipeline, options: argparse.Namespace) -> dic
 
 def _run(pipeline, jobs: list[Job], sheet: Path | None, settings: dict, options: argparse.Namespace) -> int:
     """Generates, saves and reports; what is finished stays, whatever happens afterwards."""
-    import torch
     from tqdm import tqdm
 
+    folder = jobs[0].result.parent
+    tally = Tally()
+    # None: no bar where stderr is no terminal
+    with tqdm(total=len(jobs), unit="front", disable=None if sys.stderr else True) as progress:
+        try:
+            _write_pictures(pipeline, jobs, sheet, settings, options, tally, progress)
+        except KeyboardInterrupt as interruption:
+            _report(f"interrupted: {tally.written} of {len(jobs)} fronts were written to {folder}.")
+            return _exit_code(interruption)
+        except FolderTakesNoMoreError as error:
+            _report(
+                f"nothing more can be written to the folder {folder} ({error.strerror}):"
+                f" {tally.written} of {len(jobs)} fronts were written."
+            )
+            return SOME_FAILED
+        except (MemoryError, RuntimeError) as error:
+            if not _is_lack_of_memory(error):
+                raise
+            _report(
+                f"the device ran out of memory after {tally.written} of {len(jobs)} fronts:"
+                " give a smaller --batch-size."
+            )
+            return SOME_FAILED
+    summary = f"{tally.written} of {len(jobs)} fronts were written to {folder}"
+    if not _say(summary, sys.stdout):
+        _report(f"{summary}.")
+    return SOME_FAILED if tally.failed else DONE
+
+
+def _write_pictures(
+    pipeline, jobs: list[Job], sheet: Path | None, settings: dict, options: argparse.Namespace, tally: Tally, progress
+) -> None:
+    """Every front that can be generated, and then the sheet, if one is wanted."""
     from .pictures import picture_sheet
 
     metadata = _metadata(settings, options)
-    folder = jobs[0].result.parent
     rows: dict[Path, list[PIL.Image.Image | None]] = {}
-    written, failed = 0, set()
-    with tqdm(total=len(jobs), unit="front", disable=None) as progress:
-        try:
-            usable = _load_backs(pipeline, jobs, options, failed, progress)
-            for job, back, seed, front in _fronts(pipeline, usable, settings, options):
-                if _save(front, job.result, metadata | {"seed": seed, "source": _text(job.back.name)}):
-                    written += 1
-                    if sheet:
-                        row = rows.setdefault(job.back, [_thumbnail(back)] + [None] * options.num_images)
-                        row[1 + job.number] = _thumbnail(front)
-                else:
-                    failed.add(job.back)
-                progress.update()
-            if rows:
-                picture = picture_sheet(list(rows.values()), ["back"] + ["generated"] * options.num_images)
-                if not _save(picture, sheet, metadata):
-                    failed.add(sheet)
-        except KeyboardInterrupt:
-            _report(f"interrupted: {written} of {len(jobs)} fronts were written to {folder}.")
-            return INTERRUPTED
-        except torch.OutOfMemoryError:
+    usable = _load_backs(pipeline, jobs, options, tally.failed, progress)
+    for job, back, seed, front in _fronts(pipeline, usable, settings, options):
+        if front is None:
+            tally.failed.add(job.back)
             _report(
-                f"the device ran out of memory after {written} of {len(jobs)} fronts: give a smaller --batch-size."
+                f"the front of {job.back} with seed {seed} has values that are not finite, so it is not written:"
+                " give a smaller --guidance, or --dtype float32."
             )
-            return SOME_FAILED
-    print(f"{written} of {len(jobs)} fronts were written to {_text(str(folder))}")
-    return SOME_FAILED if failed else DONE
+        elif _save(front, job.result, metadata | {"seed": seed, "source": _text(job.back.name)}):
+            tally.written += 1
+            if sheet:
+                row = rows.setdefault(job.back, [_thumbnail(back)] + [None] * options.num_images)
+                row[1 + job.number] = _thumbnail(front)
+        else:
+            tally.failed.add(job.back)
+        progress.update()
+    if rows:
+        picture = picture_sheet(list(rows.values()), ["back"] + ["generated"] * options.num_images)
+        if not _save(picture, sheet, metadata):
+            tally.failed.add(sheet)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    import torch
+
+    # for the memory of the machine itself, torch has no class of its own
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _metadata(settings: dict, options: argparse.Namespace) -> dict[str, str | int | float | None]:
@@ -430,36 +579,59 @@ def _metadata(settings: dict, options: argparse.Namespace) -> dict[str, str | in
         "model": _text(Path(options.model).resolve().name if is_folder else options.model),
         "steps": settings["num_inference_steps"],
         "guidance": settings["guidance_scale"],
-        "prompt": _text(settings["prompt"]),
-        "negative_prompt": settings["negative_prompt"] and _text(settings["negative_prompt"]),
+        "prompt": settings["prompt"],
+        "negative_prompt": settings["negative_prompt"],
         "dtype": options.dtype,
     }
 
 
 def _fronts(
     pipeline, usable: Iterator[tuple[Job, PIL.Image.Image]], settings: dict, options: argparse.Namespace
-) -> Iterator[tuple[Job, PIL.Image.Image, int, PIL.Image.Image]]:
-    """Job, back, seed and front. The seed does not depend on which other pictures are given."""
+) -> Iterator[tuple[Job, PIL.Image.Image, int, PIL.Image.Image | None]]:
+    """Job, back, seed and front, which is `None` where its values are not finite."""
+    while batch := list(itertools.islice(usable, options.batch_size)):
+        yield from _fronts_of_batch(pipeline, batch, settings, options)
+
+
+def _fronts_of_batch(
+    pipeline, batch: list[tuple[Job, PIL.Image.Image]], settings: dict, options: argparse.Namespace
+) -> Iterator[tuple[Job, PIL.Image.Image, int, PIL.Image.Image | None]]:
+    """As `_fronts`. Neither its seed nor its failure makes a front depend on which other pictures are given."""
     import torch
 
-    while batch := list(itertools.islice(usable, options.batch_size)):
-        seeds = [options.seed + job.number for job, _ in batch]
+    from .pipelines import NotFiniteError
+
+    seeds = [options.seed + job.number for job, _ in batch]
+    try:
         fronts = pipeline(
             [back for _, back in batch],
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             restore_size=options.original_size,
             **settings,
         ).images
-        for (job, back), seed, front in zip(batch, seeds, fronts, strict=True):
-            yield job, back, seed, front
+    except NotFiniteError:
+        if len(batch) > 1:
+            for each in batch:
+                yield from _fronts_of_batch(pipeline, [each], settings, options)
+            return
+        fronts = [None]
+    for (job, back), seed, front in zip(batch, seeds, fronts, strict=True):
+        yield job, back, seed, front
 
 
 def _save(picture: PIL.Image.Image, path: Path, metadata: dict) -> bool:
+    """Whether the picture was written; if not, that is reported.
+
+    Raises:
+        FolderTakesNoMoreError: if no other picture could be written there either.
+    """
     from .pictures import save_picture
 
     try:
         save_picture(picture, path, metadata)
     except OSError as error:
+        if error.errno in FOLDER_TAKES_NO_MORE:
+            raise FolderTakesNoMoreError(error.errno, error.strerror) from error
         _report(f"{path} cannot be written ({error.strerror}).")
         return False
     return True
@@ -515,8 +687,47 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def _shortened(refusal: str) -> str:
+    half = LONGEST_REFUSAL // 2
+    return refusal if len(refusal) <= LONGEST_REFUSAL else f"{refusal[:half]} ... {refusal[-half:]}"
+
+
 def _report(sentence: str) -> None:
-    """One sentence on stderr, above a progress bar if there is one."""
+    """One sentence on stderr; if nobody can read it there, the exit code has to do."""
+    _say(f"{PROGRAM}: {sentence}", sys.stderr)
+
+
+def _say(line: str, stream: TextIO | None) -> bool:
+    """One line, above a progress bar if there is one, in the characters that the stream has.
+
+    Returns:
+        Whether it was written: the stream may be closed, or full.
+    """
+    if stream is None:  # what Python has for a stream that was closed when the process began
+        return False
+    line = CONTROL_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
+    encoding = stream.encoding or "utf-8"
     tqdm = sys.modules.get("tqdm")
-    write = tqdm.tqdm.write if tqdm else print
-    write(f"{PROGRAM}: {_text(sentence)}", file=sys.stderr)
+    try:
+        (tqdm.tqdm.write if tqdm else print)(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    except OSError:
+        _throw_away(stream)
+        return False
+    return _flush(stream)
+
+
+def _flush(stream: TextIO | None) -> bool:
+    """Whether all that was written to the stream arrived."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        _throw_away(stream)
+        return False
+    return stream is not None
+
+
+def _throw_away(stream: TextIO) -> None:
+    """Whatever else is in a broken stream: Python would try to write it at the end, and complain."""
+    with suppress(OSError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())

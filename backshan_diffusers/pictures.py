@@ -19,6 +19,8 @@ import PIL.ImageFont
 import PIL.ImageOps
 import PIL.PngImagePlugin
 
+from .files import complete_file
+
 MINIMUM_SIDE = 16
 """Shorter side in px under which a picture is refused."""
 
@@ -100,9 +102,13 @@ def _load_encoded(file: Path | BytesIO, name: Any, enough_pixels: int | None) ->
         raise _bomb(name) from error
     except PIL.UnidentifiedImageError as error:
         raise PictureError(f"{name} is not a picture that PIL can read: convert it to JPEG or PNG.") from error
+    except PermissionError as error:
+        raise PictureError(f"{name} may not be read by this user: change its permissions.") from error
     except Exception as error:  # damaged headers make PIL's readers raise nearly anything
         raise PictureError(f"{name} cannot be opened as a picture ({error}): convert it to JPEG or PNG.") from error
     with image:
+        if image.format == "EPS":  # PIL would let Ghostscript run it
+            raise PictureError(f"{name} is a PostScript program, not a picture: convert it to JPEG or PNG.")
         _check_size(image.size, name)
         if enough_pixels is not None:
             share = enough_pixels / max(image.size)
@@ -320,14 +326,9 @@ def save_picture(picture: PIL.Image.Image, path: str | os.PathLike, metadata: Ma
     Raises:
         OSError: if the file cannot be written; nothing is left behind then.
     """
-    path = Path(path)
     chunks = PIL.PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         if value is not None:
             chunks.add_text(key, str(value))
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        picture.save(unfinished, format="PNG", pnginfo=chunks)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with complete_file(Path(path)) as pending:
+        picture.save(pending, format="PNG", pnginfo=chunks)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from report import ROOT, Parser, Table, cores, open_pipeline, output_file, positive, publish, write_text
+from report import ROOT, Parser, Table, cores, open_pipeline, output_file, positive, publish
 
 from backshan_diffusers import MINI
 from backshan_diffusers.data import load_pairs
@@ -27,6 +27,7 @@ from backshan_diffusers.evaluation import (
     summarise,
     summarise_sides,
 )
+from backshan_diffusers.files import write_text
 from backshan_diffusers.pictures import picture_sheet, save_picture
 from backshan_diffusers.training.options import load_config
 

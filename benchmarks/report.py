@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from backshan_diffusers.files import write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scikit-image", "pillow")
 
@@ -86,16 +88,6 @@ def open_pipeline(parser: Parser, model: str):
         parser.error(f"--model {model} has a stock ControlNet, which records no size: give a BackshanControlNetModel.")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears under its name only when it is complete."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def publish(

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from report import ROOT, Parser, Table, write_text
+from report import ROOT, Parser, Table
+
+from backshan_diffusers.files import write_text
 
 BLOCK = re.compile(
     r"(?P<begin>^<!-- results:(?P<name>[\w-]+)(?::(?P<table>[\w-]+))? -->\n)(?P<body>.*?)(?P<end>^<!-- /results -->$)",

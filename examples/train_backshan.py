@@ -12,9 +12,9 @@ import yaml
 from accelerate import PartialState
 from jsonargparse import ArgumentParser
 
+from backshan_diffusers.files import DiskFullError
 from backshan_diffusers.training.config import ConfigError, TrainingConfig
 from backshan_diffusers.training.estimate import describe, rehearse
-from backshan_diffusers.training.files import DiskFullError
 from backshan_diffusers.training.options import load_config, new_parser, read_options
 from backshan_diffusers.training.run import TrainingRun
 

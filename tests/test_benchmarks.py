@@ -398,19 +398,6 @@ def test_a_commit_is_recorded_only_where_there_is_one(tmp_path, monkeypatch):
     assert report.git_state() == (commit, True)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    report = script("report")
-    path = tmp_path / "report.json"
-    report.write_text(path, "older")
-    with path.open() as reader:
-        report.write_text(path, "old")
-        assert reader.read() == "older"  # who reads while it is written has a whole file
-    with pytest.raises(UnicodeEncodeError):
-        report.write_text(path, "\ud800")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["report.json"]
-
-
 @pytest.fixture
 def docs(tmp_path):
     """A page with two blocks, and the results for both."""

@@ -167,7 +167,7 @@ def test_two_runs_share_the_work(tmp_path, caplog):
 def test_old_leftovers_are_removed_and_young_ones_are_not(tmp_path):
     with pytest.raises(RuntimeError):
         cache_pairs(Greys(broken=130).rows(), tmp_path, workers=1)
-    others = [tmp_path / name for name in ("old-backs.tmp", ".old-0000256.safetensors.unfinished", "young-backs.tmp")]
+    others = [tmp_path / name for name in ("old-backs.tmp", ".unfinished-0123abcd", "young-backs.tmp")]
     for path in others:
         path.write_bytes(b"x")
     for path in [*others[:2], *tmp_path.glob("*-backs.tmp"), *tmp_path.glob("*-groups.tmp")]:
@@ -271,7 +271,7 @@ def test_a_disk_that_is_too_full_for_latents_is_one_sentence(tmp_path):
     pairs, vae = pair_arrays(), tiny_pipeline().vae
     with room_for(1000), pytest.raises(ConfigError, match="cannot be written .*File too large.*: make room"):
         cache_latents(pairs, vae, tmp_path, Accelerator())
-    assert not shards(tmp_path) and not list(tmp_path.glob(".*.unfinished"))
+    assert not shards(tmp_path) and not list(tmp_path.glob(".unfinished-*"))
 
 
 def test_processes_share_the_shards_out(tmp_path, monkeypatch):

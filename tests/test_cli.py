@@ -1,7 +1,9 @@
 """`backshan generate`, in this process with a tiny pipeline, and as a command where the process matters."""
 
 import argparse
+import errno
 import io
+import json
 import os
 import resource
 import shutil
@@ -17,6 +19,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 import backshan_diffusers
@@ -250,8 +254,25 @@ def test_one_front_to_one_file(run, backs):
 
 def test_a_folder_may_look_like_a_file(run, backs):
     Path("odd.png").mkdir()
-    assert run(backs, "-o", "odd.png")[0] == 0
-    assert written("odd.png") == ["anna_front.png", "ben_front.png", "cleo_front.png"]
+    for out in ("odd.png", "new.png/", "also.jpg/", "dot.png/."):
+        assert run(backs / "anna.png", "-o", out)[:2] == (0, f"1 of 1 fronts were written to {Path(out)}\n")
+        assert written(Path(out)) == ["anna_front.png"]
+
+
+def test_the_longest_names_that_the_file_system_takes(run, drawn_backs):
+    longest = os.pathconf(".", "PC_NAME_MAX")
+    back = "b" * (longest - len("_front.png")) + ".png"
+    drawn_backs[0].save(back)
+    assert run(back)[0] == 0
+    assert written() == [back.replace(".png", "_front.png")]
+    assert len(written()[0]) == longest
+    one = "o" * (longest - len(".png")) + ".png"
+    assert run(back, "-o", f"one/{one}")[0] == 0
+    assert written("one") == [one]
+    drawn_backs[0].save("b" + back)
+    assert refused(run("b" + back, "-o", "new"), "b" + back.replace(".png", "_front.png"), "is too long", "rename")
+    assert refused(run(back, "-o", f"new/{one}", "--sheet"), one.replace(".png", "_sheet.png"), "is too long")
+    assert not Path("new").exists()
 
 
 # which pictures are meant
@@ -310,9 +331,18 @@ def test_what_stands_for_no_picture_is_told_once(tmp_path, monkeypatch):
     assert all(sentence.endswith(".") for sentence in told[1])
 
 
+def test_a_folder_that_may_be_listed_but_not_entered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("locked").mkdir()
+    Path("a.png").touch()
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([folder / "b.png"]))  # root may enter every folder
+    told = "locked/b.png cannot be reached: give one that this user may read."
+    assert cli.find_backs(["a.png", "locked"]) == ([Path("a.png")], [told])
+
+
 def test_equal_names_get_different_results():
     backs = [Path(name) for name in ("/a/x.png", "/b/x.png", "/b/X.jpg", "/b/x.gif", "/b/y.png", "/c/b_x.png")]
-    jobs, _ = cli.plan(backs, Path("out"), 1, False)
+    jobs, _ = cli.plan(backs, "out", 1, False)
     assert [job.result.name for job in jobs] == [
         "x_front.png",
         "b_x_front.png",
@@ -419,11 +449,13 @@ def test_unusual_pictures_are_read(run, drawn_backs, pipeline):
         (("",), ["empty name"]),
         (("nobody.png", "noone.png"), ["nobody.png", "does not exist"]),
         (("anna.png", "nobody.png", "--steps", "1001"), ["1000 timesteps"]),
-        (("anna.png", "--steps", "0"), ["--steps", "'0'", "at least 1"]),
+        (("anna.png", "--steps", "0"), ["--steps", "'0'", "a whole number from 1 to"]),
         (("anna.png", "--steps", "2.5"), ["--steps"]),
         (("anna.png", "--steps", "1001"), ["1000 timesteps"]),
         (("anna.png", "--num-images", "0"), ["--num-images"]),
         (("anna.png", "--batch-size", "-1"), ["--batch-size"]),
+        (("anna.png", "--batch-size", str(2**63)), ["--batch-size"]),
+        (("anna.png", "ben.png", "--num-images", "500001"), ["1000002 fronts are more than the 1000000 of one run"]),
         (("anna.png", "--seed", "-1"), ["--seed"]),
         (("anna.png", "--seed", str(2**63)), ["--seed"]),
         (("anna.png", "--seed", str(2**63 - 1), "--num-images", "2"), ["--seed"]),
@@ -447,6 +479,15 @@ def test_unusual_pictures_are_read(run, drawn_backs, pipeline):
         (("anna.png", "-o", "anna.png/below"), ["anna.png/below", "written"]),
         (("anna.png", "-o", "notes"), ["notes", "written"]),
         (("anna.png", "-o", "/proc/fronts"), ["/proc/fronts"]),
+        (("anna.png", "-o", "anna.png/"), ["the folder anna.png", "Not a directory"]),
+        (("anna.png", "-o", ""), ["--out is empty"]),
+        (("anna.png", "-o", "x" * 300), ["x" * 300, "is too long"]),
+        (("anna.png", "-o", "x" * 300 + ".png"), ["x" * 300, "is too long"]),
+        (("anna.png", "-o", "new/" + "x" * 300), ["x" * 300, "is too long"]),
+        (("anna.png", "-o", "/".join(["x" * 200] * 25)), ["path", "is too long"]),
+        (("anna.png", "--prompt", os.fsdecode(b"caf\xe9")), ["--prompt", "not in UTF-8"]),
+        (("anna.png", "--prompt", "\ud800"), ["--prompt", "not in UTF-8"]),
+        (("anna.png", "--negative-prompt", os.fsdecode(b"caf\xe9")), ["--negative-prompt", "not in UTF-8"]),
     ],
 )
 def test_unusable_arguments_are_refused_before_anything_is_done(run, drawn_backs, arguments, words):
@@ -455,7 +496,31 @@ def test_unusable_arguments_are_refused_before_anything_is_done(run, drawn_backs
     Path("notes").write_text("mine")
     before = {path: path.read_bytes() for path in Path().iterdir()}
     assert refused(run(*arguments), *words)
-    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    assert {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "option", ["--seed", "--steps", "--num-images", "--batch-size", "--guidance", "--dtype", "--x"]
+)
+def test_a_long_argument_is_not_repeated_in_full(run, drawn_backs, option):
+    drawn_backs[0].save("anna.png")
+    result = run("anna.png", f"{option}={'1' * 5000}")
+    assert refused(result, option, "1111 ... 1111" if option != "--x" else "1 ... 1", " --help.")
+    assert len(result[2]) < 700
+
+
+def test_a_long_name_is_not_repeated_in_full(run):
+    result = run("b" * 5000)
+    assert refused(result, "bbb ... bbb", "does not exist")
+    assert len(result[2]) < 700
+
+
+def test_a_prompt_is_utf8_whatever_the_locale(run, backs):
+    """Under an ASCII locale, Python hands over each byte beyond it as half of a surrogate pair."""
+    prompt = "着物".encode().decode("ascii", "surrogateescape")
+    assert run(backs / "anna.png", "--prompt", prompt)[0] == 0
+    with PIL.Image.open("fronts/anna_front.png") as front:
+        assert front.info["prompt"] == "着物"
 
 
 def test_an_empty_folder_is_refused(run):
@@ -526,10 +591,63 @@ def test_a_folder_that_is_no_pipeline(run, backs):
     assert refused(run(backs, model=backs), backs, "model_index.json")
 
 
-def test_a_model_without_weights(run, backs, tiny_folder):
+@pytest.mark.parametrize(
+    ("damaged", "content", "words"),
+    [
+        ("tokenizer", None, "the folder model/tokenizer is missing"),
+        ("tokenizer/tokenizer.json", None, "model/tokenizer/tokenizer.json is missing"),
+        ("unet/config.json", "{", "model/unet/config.json is damaged ("),
+        ("unet/config.json", "{}", "model/unet cannot be loaded ("),
+        ("vae/diffusion_pytorch_model.safetensors", None, "model/vae has no weights"),
+        (
+            "vae/diffusion_pytorch_model.safetensors",
+            "half",
+            "model/vae/diffusion_pytorch_model.safetensors is damaged",
+        ),
+    ],
+)
+def test_a_model_that_is_not_whole(run, backs, tiny_folder, damaged, content, words):
+    path = Path(shutil.copytree(tiny_folder, "model")) / damaged
+    if content is not None:
+        path.write_text(content)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    assert refused(run(backs, model="model"), "the model model cannot be loaded: ", words, "copy or download")
+    assert not Path("fronts").exists()
+
+
+def test_a_model_that_lacks_a_weight(run, backs, tiny_folder):
+    weights = Path(shutil.copytree(tiny_folder, "model")) / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensors[name] for name in tensors if name != "conv_in.bias"}, weights, {"format": "pt"})
+    assert refused(run(backs, model="model"), "model/unet has no weight conv_in.bias", "copy or download")
+
+
+def test_a_model_that_records_nonsense(run, backs, tiny_folder):
+    config = Path(shutil.copytree(tiny_folder, "model")) / "controlnet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"image_size": "large"}))
+    assert refused(run(backs, model="model"), "the model model cannot be loaded: image_size is 'large'")
+
+
+def test_a_model_that_may_not_be_read(run, backs, tiny_folder, monkeypatch):
+    def open_text(path, *args, really=Path.read_text, **kwargs):  # root may read every file
+        if path.name == "scheduler_config.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(path, *args, **kwargs)
+
     shutil.copytree(tiny_folder, "model")
-    os.remove("model/unet/diffusion_pytorch_model.safetensors")
-    assert refused(run(backs, model="model"), "unet", "no weights")
+    monkeypatch.setattr(Path, "read_text", open_text)
+    assert refused(
+        run(backs, model="model"), "model/scheduler/scheduler_config.json cannot be read (Permission denied)"
+    )
+
+
+def test_a_model_whose_name_is_no_text(run, backs, tiny_folder):
+    name = os.fsdecode(b"caf\xe9")
+    shutil.copytree(tiny_folder, name)
+    assert refused(run(backs, model=name), r"caf\udce9 is not in UTF-8", "rename it")
 
 
 def test_a_model_with_a_pickle_only(run, backs, tiny_folder, pipeline):
@@ -537,16 +655,6 @@ def test_a_model_with_a_pickle_only(run, backs, tiny_folder, pipeline):
     os.remove("model/unet/diffusion_pytorch_model.safetensors")
     torch.save(pipeline.unet.state_dict(), "model/unet/diffusion_pytorch_model.bin")
     assert refused(run(backs, model="model"), "unet", "pickle")
-
-
-def test_a_model_with_damaged_weights(run, backs, tiny_folder):
-    shutil.copytree(tiny_folder, "model")
-    weights = Path("model/unet/diffusion_pytorch_model.safetensors")
-    weights.write_bytes(weights.read_bytes()[:1000])
-    code, out, err = run(backs, model="model")
-    assert (code, out) == (2, "")
-    assert err.startswith("backshan: the model model cannot be loaded: ")
-    assert err.count("\n") == 1
 
 
 def test_a_model_with_a_stock_controlnet(run, backs, tiny_folder, pipeline):
@@ -561,7 +669,7 @@ def test_a_model_with_a_stock_controlnet(run, backs, tiny_folder, pipeline):
 # what happens to files when something goes wrong
 
 
-def test_a_full_disk_leaves_nothing_half_written(run, backs):
+def test_files_that_may_not_be_so_large_are_reported_one_by_one(run, backs):
     os.mkdir("fronts")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -574,29 +682,110 @@ def test_a_full_disk_leaves_nothing_half_written(run, backs):
     assert written() == []
 
 
-def command(*arguments):
-    """The command as a process, started here."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT])
+def test_a_folder_that_takes_no_more_ends_the_run(run, backs, monkeypatch, error):
+    tried = []
+
+    def save(picture, path, really=PIL.Image.Image.save, **options):
+        tried.append(path)
+        if len(tried) > 1:
+            really(PIL.Image.new("RGB", (1, 1)), path, format="PNG")  # what there was still room for
+            raise OSError(error, os.strerror(error))
+        really(picture, path, **options)
+
+    monkeypatch.setattr(PIL.Image.Image, "save", save)
+    code, out, err = run(backs, "--num-images", 2, "--sheet")
+    assert (code, out) == (1, "")
+    assert err == (
+        f"backshan: nothing more can be written to the folder fronts ({os.strerror(error)}):"
+        " 1 of 6 fronts were written.\n"
+    )
+    assert len(tried) == 2
+    assert written() == ["anna_front_1.png"]
+
+
+def test_a_device_without_enough_memory_ends_the_run(run, backs, monkeypatch):
+    def decode(vae, *args, really=AutoencoderKL.decode, **options):
+        if os.path.exists("fronts/anna_front.png"):
+            torch.empty(2**60)
+        return really(vae, *args, **options)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", decode)
+    code, out, err = run(backs)
+    assert (code, out) == (1, "")
+    assert err == "backshan: the device ran out of memory after 1 of 3 fronts: give a smaller --batch-size.\n"
+    assert written() == ["anna_front.png"]
+
+
+def test_fronts_that_are_not_finite_are_not_written(run, backs):
+    code, out, err = run(backs / "anna.png", "--guidance", "1e30", "--sheet")
+    assert (code, out) == (1, "0 of 1 fronts were written to fronts\n")
+    assert err == (
+        f"backshan: the front of {backs / 'anna.png'} with seed 0 has values that are not finite, so it is not"
+        " written: give a smaller --guidance, or --dtype float32.\n"
+    )
+    assert written() == []
+
+
+def test_a_front_that_is_not_finite_does_not_spoil_its_batch(run, drawn_backs, tiny_folder):
+    """A ControlNet that overflows unless all is black."""
+    weights = Path(shutil.copytree(tiny_folder, "model")) / "controlnet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["controlnet_cond_embedding.conv_in.weight"] *= 1e38
+    save_file(tensors, weights, {"format": "pt"})
+    os.mkdir("people")
+    for name in ("a.png", "c.png"):
+        PIL.Image.new("RGB", (64, 64)).save(f"people/{name}")
+    drawn_backs[0].save("people/b.png")
+    code, out, err = run("people", "--batch-size", 3, "--sheet", model="model")
+    assert (code, out) == (1, "2 of 3 fronts were written to fronts\n")
+    assert err.startswith("backshan: the front of people/b.png with seed 0 has values that are not finite")
+    assert written() == ["a_front.png", "c_front.png", "sheet.png"]
+    run("people/a.png", "-o", "alone", model="model")
+    assert np.array_equal(pixels("fronts/a_front.png"), pixels("alone/a_front.png"))
+
+
+# the process
+
+
+def start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
+    """A process of this package, started here."""
+    # where Python does not hold back what it writes, what it still has to write is no problem at its end
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.Popen(
-        [sys.executable, "-m", "backshan_diffusers", *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        [sys.executable, *map(str, command)],
+        env=inherited | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=stdout,
+        stderr=stderr,
         text=True,
+        encoding="utf-8",
         # a shell that starts the tests in the background makes its children deaf to Ctrl-C
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
-def test_ctrl_c_keeps_what_is_finished(backs, tiny_folder, tmp_path):
+def command(*arguments, **options):
+    """The command as a process."""
+    return start("-m", "backshan_diffusers", *arguments, **options)
+
+
+def closed_pipe():
+    """The writing end of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_keeps_what_is_finished(backs, tiny_folder, tmp_path, number):
     out = tmp_path / "fronts"
     process = command("generate", backs, "-o", out, "--model", tiny_folder, "--num-images", 500, "--steps", 20)
     deadline = time.monotonic() + 400
     while process.poll() is None and not list(out.glob("*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=200)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert stdout == ""
     names = written(out)
     assert stderr == f"backshan: interrupted: {len(names)} of 1500 fronts were written to {out}.\n"
@@ -605,15 +794,77 @@ def test_ctrl_c_keeps_what_is_finished(backs, tiny_folder, tmp_path):
         assert pixels(out / name).shape == (64, 64, 3)
 
 
-def test_ctrl_c_before_the_first_front(backs, tiny_folder, tmp_path):
-    process = command("generate", backs, "-o", tmp_path / "fronts", "--model", tiny_folder)
-    while process.poll() is None and not (tmp_path / "fronts").exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_front(backs, tiny_folder, tmp_path, number):
+    program = (
+        "import os, sys\nfrom backshan_diffusers import cli\n"
+        "def at_import(event, arguments):\n"
+        f"    if event == 'import' and arguments[0] == 'torch': os.kill(os.getpid(), {int(number)})\n"
+        "sys.addaudithook(at_import)\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    process = start("-c", program, "generate", backs, "-o", tmp_path / "fronts", "--model", tiny_folder)
     _, stderr = process.communicate(timeout=200)
-    assert process.returncode == 130
-    assert "Traceback" not in stderr
+    assert process.returncode == 128 + number
     assert stderr == "backshan: interrupted before anything was written.\n"
+    assert not (tmp_path / "fronts").exists()
+
+
+def test_signals_mean_afterwards_what_they_meant_before(run, backs):
+    run(backs / "anna.png")
+    assert [signal.getsignal(number) for number in cli.ENDING_SIGNALS] == [signal.SIG_DFL] * 2
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "a closed pipe"])
+def test_a_summary_that_stdout_cannot_take_goes_to_stderr(backs, tiny_folder, tmp_path, where):
+    with closed_pipe() if where == "a closed pipe" else open(where, "w") as stdout:
+        process = command("generate", backs, "-o", tmp_path / "fronts", "--model", tiny_folder, stdout=stdout)
+        _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert stderr == f"backshan: 3 of 3 fronts were written to {tmp_path / 'fronts'}.\n"
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "a closed pipe"])
+def test_help_that_cannot_be_written_is_no_success(where):
+    with closed_pipe() if where == "a closed pipe" else open(where, "w") as stdout:
+        process = command("generate", "--help", stdout=stdout)
+        _, stderr = process.communicate(timeout=200)
+    assert (process.returncode, stderr) == (1, "")
+
+
+def test_a_report_that_nobody_can_read_changes_nothing(backs, tiny_folder, tmp_path):
+    arguments = ("generate", backs / "anna.png", "nobody.png", "-o", tmp_path / "fronts", "--model", tiny_folder)
+    with open("/dev/full", "w") as stderr:
+        process = command(*arguments, stderr=stderr)
+        stdout, _ = process.communicate(timeout=200)
+    assert (process.returncode, stdout) == (1, f"1 of 1 fronts were written to {tmp_path / 'fronts'}\n")
+
+
+def test_streams_that_are_closed(run, backs, monkeypatch):
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stdout", None)  # as Python has it then
+        code, _, err = run(backs / "anna.png")
+    assert (code, err) == (0, "backshan: 1 of 1 fronts were written to fronts.\n")
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stderr", None)
+        code, out, _ = run(backs / "anna.png", "nobody.png")
+    assert (code, out) == (1, "1 of 1 fronts were written to fronts\n")
+
+
+def test_characters_that_stdout_lacks_are_written_as_escapes(backs, tiny_folder, tmp_path):
+    out = tmp_path / "着物"
+    arguments = ("generate", backs / "anna.png", "無.png", "-o", out, "--model", tiny_folder)
+    stdout, stderr = command(*arguments, PYTHONIOENCODING="ascii").communicate(timeout=200)
+    assert stdout == f"1 of 1 fronts were written to {tmp_path}/\\u7740\\u7269\n"
+    assert stderr.startswith("backshan: \\u7121.png does not exist: ")
+    assert written(out) == ["anna_front.png"]
+
+
+def test_a_name_cannot_move_the_cursor(run, backs):
+    code, out, err = run(backs / "anna.png", "no\x1b[2J.png", "-o", "two\nlines " + os.fsdecode(b"\xe9") + " 前")
+    assert code == 1
+    assert out == "1 of 1 fronts were written to two\\nlines \\udce9 前\n"
+    assert err.startswith("backshan: no\\x1b[2J.png does not exist: ")
 
 
 def test_two_runs_at_once_into_one_folder(run, backs, tiny_folder, tmp_path):

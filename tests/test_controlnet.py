@@ -54,6 +54,21 @@ def test_an_unknown_conditioning_is_refused():
         BackshanControlNetModel(conditioning="depth")
 
 
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        *({"image_size": value} for value in (0, "x", 64.0)),
+        *({"default_num_inference_steps": value} for value in (0, "x", 2.5)),
+        *({"default_guidance_scale": value} for value in (None, "x", -1, float("nan"), float("inf"))),
+        *({"default_prompt": value} for value in (None, 3)),
+    ],
+)
+def test_a_record_that_no_call_could_use_is_refused(recorded):
+    (name,) = recorded
+    with pytest.raises(ValueError, match=f"^{name} is .*: give a .*\\.$"):
+        BackshanControlNetModel.from_unet(tiny_unet(), conditioning_embedding_out_channels=(4, 4, 4, 8), **recorded)
+
+
 def test_from_unet_copies_the_encoder_and_starts_at_zero():
     unet = tiny_unet()
     model = build_controlnet(unet, TINY, seed=0, conditioning="rgb")

@@ -15,7 +15,6 @@ from backshan_diffusers import BackToFrontPipeline
 from backshan_diffusers.training import embedding
 from backshan_diffusers.training.config import STAGES, TrainingConfig
 from backshan_diffusers.training.embedding import embed, record
-from backshan_diffusers.training.files import complete_file, replace_folder
 from backshan_diffusers.training.run import TrainingRun
 
 ROOT = Path(__file__).parents[1]
@@ -105,59 +104,12 @@ def test_what_is_no_pipeline_is_not_replaced(run, tmp_path):
     assert content(tmp_path) == {"photos/one.png": b""}
 
 
-# The exchange of two folders
-
-
-def folder_with(path: Path, text: str) -> Path:
-    path.mkdir()
-    (path / "file").write_text(text)
-    return path
-
-
-def test_a_folder_takes_the_place_of_another(tmp_path):
-    target = tmp_path / "mini"
-    replace_folder(folder_with(tmp_path / "first", "first"), target)
-    assert content(tmp_path) == {"mini/file": b"first"}
-    replace_folder(folder_with(tmp_path / "second", "second"), target)
-    assert content(tmp_path) == {"mini/file": b"second"}
-    assert os.listdir(tmp_path) == ["mini"]
-
-
-def test_an_exchange_that_fails_puts_the_old_folder_back(tmp_path):
-    target = folder_with(tmp_path / "mini", "old")
-    with pytest.raises(FileNotFoundError):
-        replace_folder(tmp_path / "absent", target)
-    assert content(tmp_path) == {"mini/file": b"old"}
-
-
-def test_a_folder_that_a_killed_process_put_aside_comes_back(tmp_path):
-    aside = folder_with(tmp_path / ".mini.replaced", "old")
-    with pytest.raises(FileNotFoundError):
-        replace_folder(tmp_path / "absent", tmp_path / "mini")
-    assert content(tmp_path) == {"mini/file": b"old"}
-    folder_with(aside, "older")  # what a process left that was killed later
-    replace_folder(folder_with(tmp_path / "new", "new"), tmp_path / "mini")
-    assert content(tmp_path) == {"mini/file": b"new"}
-
-
 def test_an_embedded_pipeline_that_was_put_aside_comes_back_even_if_the_next_one_is_refused(tmp_path):
-    folder_with(tmp_path / ".mini.replaced", "old")
+    (tmp_path / ".mini.replaced").mkdir()
+    (tmp_path / ".mini.replaced" / "file").write_text("old")
     with pytest.raises(ValueError, match="holds no finished run"):
         embed(tmp_path / "no run", tmp_path / "mini")
     assert content(tmp_path) == {"mini/file": b"old"}
-
-
-def test_a_file_appears_when_it_is_complete(tmp_path):
-    path = tmp_path / "log.txt"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), complete_file(path) as pending:
-        pending.write_text("half")
-        raise RuntimeError
-    assert content(tmp_path) == {"log.txt": b"old"}
-    with complete_file(path) as pending:
-        pending.write_text("new")
-        assert path.read_text() == "old"
-    assert content(tmp_path) == {"log.txt": b"new"}
 
 
 # The record

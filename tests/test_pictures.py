@@ -482,6 +482,24 @@ def test_sheet_with_titles_empty_cells_and_cell_side():
             picture_sheet(rows)
 
 
+def test_postscript_is_never_run(tmp_path):
+    PIL.Image.new("RGB", (20, 20), "red").save(tmp_path / "a.eps")
+    os.rename(tmp_path / "a.eps", tmp_path / "a.png")
+    with pytest.raises(PictureError, match="is a PostScript program, not a picture"):
+        load_picture(tmp_path / "a.png")
+
+
+def test_a_picture_that_may_not_be_read(tmp_path, monkeypatch):
+    PIL.Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
+
+    def forbidden(path):  # root may read every file, so that permissions cannot be tested
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(PIL.Image, "open", forbidden)
+    with pytest.raises(PictureError, match="a.png may not be read by this user: change its permissions"):
+        load_picture(tmp_path / "a.png")
+
+
 def test_saved_picture_comes_back_with_its_metadata(tmp_path):
     pixels = noise(20, 30)
     metadata = {"seed": 7, "model": "mini", "prompt": "前から見た人", "empty": None}

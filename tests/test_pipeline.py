@@ -32,6 +32,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPVisionConfig, CLIPV
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline, BackToFrontPipelineOutput
 from backshan_diffusers.pictures import PictureError, load_picture
+from backshan_diffusers.pipelines import NotFiniteError
 
 SIDE = 64
 
@@ -444,7 +445,7 @@ def test_every_argument_of_the_parent_is_accepted():
         {"guess_mode": True},
         {"negative_prompt": "blurry"},
         {"clip_skip": 0},
-        {"eta": 1.0},
+        {"eta": 0.5},
         {"timesteps": [900, 400, 10]},
     ],
     ids=lambda changed: next(iter(changed)),
@@ -733,9 +734,26 @@ def test_bad_arguments_are_refused_with_one_sentence(pipe):
     refused(ValueError, "2 prompt_embeds for 3 backs", [photo()] * 3, prompt_embeds=torch.zeros(2, 77, 16))
     refused(TypeError, "not as image", photo(), image=photo())
     refused(TypeError, "no argument guidence_scale, seed", photo(), guidence_scale=3.0, seed=1)
+    for name in ("num_inference_steps", "num_images_per_prompt"):
+        for value in (0, -1, 2.5, "2"):
+            refused(ValueError, f"{name} is {value!r}: give a whole number of at least 1", photo(), **{name: value})
+    refused(ValueError, "num_images_per_prompt is None", photo(), num_images_per_prompt=None)
+    for given in ({"height": "a"}, {"width": "a"}, {"height": 64.0}):
+        refused(ValueError, "multiple of 8 px", photo(), **given)
     refused(PictureError, "too small", PIL.Image.new("RGB", (1, 1)))
     refused(PictureError, "missing.png is not a file", "missing.png")
     refused(PictureError, "NaN", np.full((32, 32, 3), np.nan))
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_what_is_not_finite_is_no_result(pipe, output_type):
+    given = {"output_type": output_type, "generator": seeded()}
+    with pytest.raises(NotFiniteError, match="2 of 2 results hold NaN or infinite values: give a smaller guidance"):
+        pipe([photo(), photo()], guidance_scale=1e38, **given)
+    latents = torch.randn(2, 4, 8, 8, generator=seeded())
+    latents[1, 0, 0, 0] = torch.inf
+    with pytest.raises(NotFiniteError, match="1 of 2 results"):
+        pipe([photo(), photo()], latents=latents, **given)
 
 
 def test_an_empty_list_of_prompts_is_refused(pipe):
@@ -932,7 +950,7 @@ def test_a_folder_without_weights_is_refused(folder):
     for path in (folder / "unet").iterdir():
         path.unlink()
     (folder / "unet").rmdir()
-    refused("unet", "has no weights")
+    refused("folder", "unet", "is missing")
     (folder / "model_index.json").unlink()
     refused("has no model_index.json")
 

@@ -23,9 +23,9 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_prior
 
+from backshan_diffusers.files import DiskFullError, full_disk_in_words
 from backshan_diffusers.training.checkpoints import checkpoint_steps, find_damage, save_checkpoint
 from backshan_diffusers.training.config import STAGES, ConfigError
-from backshan_diffusers.training.files import DiskFullError, full_disk_in_words
 from backshan_diffusers.training.records import check_record, write_record
 from backshan_diffusers.training.run import TrainingRun
 from backshan_diffusers.training.trainer import StageTrainer, learning_rate_factor

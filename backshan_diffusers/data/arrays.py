@@ -27,13 +27,19 @@ def read_chunks(read: Callable[[Pairs], Result], rows: Pairs, processes: int, de
         description: of the bar.
     """
     starts = range(0, len(rows), CHUNK)
-    progress = {"total": len(starts), "desc": description, "unit": f"{CHUNK} pairs"}
     processes = min(processes, len(starts))
-    if processes == 1:
-        yield from tqdm((read(rows[start : start + CHUNK]) for start in starts), **progress)
-        return
-    with ProcessPoolExecutor(processes, get_context("spawn"), _Reader.begin, (read, rows)) as pool:
-        yield from tqdm(pool.map(_Reader.go_on, starts), **progress)
+    with tqdm(total=len(rows), desc=description, unit=" pairs") as progress:
+        if processes == 1:
+            yield from _counted((read(rows[start : start + CHUNK]) for start in starts), len(rows), progress)
+            return
+        with ProcessPoolExecutor(processes, get_context("spawn"), _Reader.begin, (read, rows)) as pool:
+            yield from _counted(pool.map(_Reader.go_on, starts), len(rows), progress)
+
+
+def _counted(results: Iterable[Result], total: int, progress: tqdm) -> Iterator[Result]:
+    for result in results:
+        progress.update(min(CHUNK, total - progress.n))
+        yield result
 
 
 class _Reader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,6 +124,12 @@ class BackshanControlNetModel(ControlNetModel):
                 f" {conditioning_channels}: leave conditioning_channels out, or name the conditioning that fits."
             )
         arguments["conditioning_channels"] = expected
+        _check_count("image_size", image_size)
+        _check_count("default_num_inference_steps", default_num_inference_steps)
+        if not isinstance(default_prompt, str):
+            raise ValueError(f"default_prompt is {default_prompt!r}: give a text.")
+        if not isinstance(default_guidance_scale, int | float) or not 0 <= default_guidance_scale < math.inf:
+            raise ValueError(f"default_guidance_scale is {default_guidance_scale!r}: give a number of at least 0.")
         super().__init__(**arguments)
 
     @classmethod
@@ -295,6 +302,11 @@ def _check_recorded(recorded: dict) -> None:
     unknown = sorted(set(recorded) - set(_OWN_ARGUMENTS))
     if unknown:
         raise TypeError(f"{', '.join(unknown)}: no such config field; choose from {', '.join(_OWN_ARGUMENTS)}.")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}: give a whole number of at least 1.")
 
 
 def _parts_read(controlnet: ControlNetModel, parts: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     UNet2DConditionModel,
 )
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import is_peft_available
@@ -34,17 +36,32 @@ from ..conditioning import (
 )
 from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel, records_conditioning
 from ..pictures import Letterbox, load_picture, picture_sheet, pixels_to_decode
+from .folder_check import check_folder
 from .pipeline_output import BackToFrontPipelineOutput
 
-__all__ = ["BackToFrontPipeline", "ModelMixin"]
-
-COMPONENTS_WITH_WEIGHTS = ("vae", "text_encoder", "unet", "controlnet", "safety_checker", "image_encoder")
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+__all__ = ["BackToFrontPipeline", "ModelMixin", "NotFiniteError"]
 
 ARGUMENTS_PASSED_ON = frozenset(inspect.signature(StableDiffusionControlNetPipeline.__call__).parameters) | {
     "callback",
     "callback_steps",
 }
+
+
+class NotFiniteError(ArithmeticError):
+    """A result holds NaN or infinite values; the message is one sentence that says what to do."""
+
+
+class FiniteImageProcessor(VaeImageProcessor):
+    """The parent's, which would show what is not finite as black."""
+
+    def postprocess(self, image: torch.Tensor, *args, **kwargs):
+        bad = sum(not each.isfinite().all() for each in image)
+        if bad:
+            raise NotFiniteError(
+                f"{bad} of {len(image)} results hold NaN or infinite values:"
+                " give a smaller guidance_scale, or load the pipeline in float32."
+            )
+        return super().postprocess(image, *args, **kwargs)
 
 
 class BackToFrontPipeline(StableDiffusionControlNetPipeline):
@@ -99,6 +116,8 @@ class BackToFrontPipeline(StableDiffusionControlNetPipeline):
             image_encoder=image_encoder,
             requires_safety_checker=requires_safety_checker,
         )
+        # every result passes through it, pictures and latents alike
+        self.image_processor = FiniteImageProcessor(vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True)
         self._encoded_prompt = None
 
     @classmethod
@@ -110,31 +129,15 @@ class BackToFrontPipeline(StableDiffusionControlNetPipeline):
         of the file), and only safetensors files are read unless `use_safetensors=False`.
 
         Raises:
-            OSError: if a folder is no pipeline, has no weights, or has them only as pickles.
+            OSError: if a folder is no pipeline, lacks a file, has a damaged one, or has weights only as pickles.
         """
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
         if os.path.isdir(pretrained_model_name_or_path):
-            cls._check_weights(Path(pretrained_model_name_or_path), kwargs)
+            check_folder(Path(pretrained_model_name_or_path), set(kwargs), kwargs["use_safetensors"])
         return super().from_pretrained(os.fspath(pretrained_model_name_or_path), **kwargs)
-
-    @classmethod
-    def _check_weights(cls, folder: Path, kwargs: dict[str, Any]) -> None:
-        if not (folder / cls.config_name).is_file():
-            raise OSError(f"{folder} has no {cls.config_name}: give the folder of a saved pipeline.")
-        for name, component in cls.load_config(folder).items():
-            if name not in COMPONENTS_WITH_WEIGHTS or name in kwargs or component[0] is None:
-                continue
-            suffixes = {path.suffix for path in (folder / name).glob("*")}
-            if kwargs["use_safetensors"] and ".safetensors" not in suffixes and suffixes & PICKLES:
-                raise OSError(
-                    f"{folder / name} has its weights only as a pickle, which could run any code: convert them to"
-                    " safetensors first."
-                )
-            if not suffixes & ({".safetensors"} | PICKLES):
-                raise OSError(f"{folder / name} has no weights: copy or download the whole pipeline folder again.")
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
@@ -219,10 +222,14 @@ class BackToFrontPipeline(StableDiffusionControlNetPipeline):
 
         Raises:
             PictureError: if a back cannot be used.
+            NotFiniteError: if a result holds NaN or infinite values.
             ValueError: if an argument does not fit the others or the ControlNet.
             TypeError: if an argument is unknown.
         """
         self._check_arguments(kwargs, restore_size, output_type)
+        _check_count("num_images_per_prompt", num_images_per_prompt)
+        if num_inference_steps is not None:
+            _check_count("num_inference_steps", num_inference_steps)
         nets = self._nets()
         side = self._side(height, width)
         backs = [load_picture(back, pixels_to_decode(side, restore_size)) for back in _as_list(back_image)]
@@ -333,10 +340,11 @@ class BackToFrontPipeline(StableDiffusionControlNetPipeline):
         if height is None and width is None:
             return _recorded(self._nets()[0], "image_size", self.unet.config.sample_size * self.vae_scale_factor)
         side = height if height is not None else width
-        if width not in (None, side) or side < 1 or side % self.vae_scale_factor:
+        is_side = isinstance(side, Integral) and side > 0 and side % self.vae_scale_factor == 0
+        if not is_side or width not in (None, side):
             raise ValueError(
                 f"pictures are generated on a square whose side is a multiple of {self.vae_scale_factor} px:"
-                f" give such a height and the same width, not {height} and {width}."
+                f" give such a height and the same width, not {height!r} and {width!r}."
             )
         return side
 
@@ -366,6 +374,11 @@ class BackToFrontPipeline(StableDiffusionControlNetPipeline):
             high = _recorded(net, "canny_high_threshold", CANNY_HIGH_THRESHOLD)
             settings.append((what, flipped, low, high))
         return settings
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}: give a whole number of at least 1.")
 
 
 def _recorded(net: ControlNetModel, name: str, otherwise: Any) -> Any:

@@ -33,8 +33,8 @@ from ..data.arrays import CHUNK, read_arrays
 from ..data.checking import read_usable, summary
 from ..data.pairs import Skipped, refuse_too_many
 from ..faces import masking_key, read_masked_arrays
+from ..files import complete_file
 from .config import ConfigError
-from .files import complete_file
 
 SHARD = 256
 """Pictures whose latents are computed and kept together."""
@@ -362,7 +362,7 @@ def _writing_in(folder: Path) -> Iterator[None]:
 
 def _drop_leftovers(folder: Path, key: str) -> None:
     """Remove unfinished files that nobody has touched for `LEFTOVER_AGE`, but for what `key` can go on from."""
-    for path in (*folder.glob("*.tmp"), *folder.glob(".*.unfinished")):
+    for path in (*folder.glob("*.tmp"), *folder.glob(".unfinished-*")):
         with suppress(FileNotFoundError):  # another run may clean up too
             if key not in path.name and time.time() - path.stat().st_mtime > LEFTOVER_AGE:
                 path.unlink()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from ..files import complete_file, put_back, replace_folder
 from ..pipelines import BackToFrontPipeline
 from .config import STAGES
-from .files import complete_file, put_back, replace_folder
 
 LIMIT = 40e6
 """Bytes that the embedded folder may have."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from .files import complete_file
+from ..files import write_text
 
 
 def append_line(path: Path, line: str) -> None:
@@ -34,5 +34,4 @@ def drop_later_lines(path: Path, step: int, step_of: Callable[[str], int]) -> No
         return
     complete = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     kept = "".join(line for line in complete if step_of(line) <= step)
-    with complete_file(path) as pending:
-        pending.write_text(kept, encoding="utf-8")
+    write_text(path, kept)

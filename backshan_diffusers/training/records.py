@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from ..files import write_text
 from .config import ConfigError
-from .files import complete_file
 from .trainer import decay_begins
 
 FILE = "training_config.yaml"
@@ -31,8 +31,7 @@ def write_record(folder: Path, values: dict) -> None:
     """Write `values` and the versions of the packages that matter."""
     packages = {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
     text = yaml.safe_dump({**values, "packages": packages}, sort_keys=False)
-    with complete_file(folder / FILE) as pending:
-        pending.write_text(text, encoding="utf-8")
+    write_text(folder / FILE, text)
 
 
 def check_record(folder: Path, values: dict, steps_done: int | None) -> None:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from ..data import Pairs, PairsError, load_pairs
 from ..faces import FaceDetectorMissing
+from ..files import full_disk_in_words
 from ..objective import PRESETS, Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
@@ -35,7 +36,6 @@ from .batches import (
 from .caching import PairArrays, cache_latents, cache_pairs, encode, read_attributes
 from .checkpoints import checkpoint_steps
 from .config import ConfigError, TrainingConfig
-from .files import full_disk_in_words
 from .logs import append_line, csv_step, drop_later_lines
 from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
 from .records import check_record, write_record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,13 +43,23 @@ def _number_in(message: str) -> int | None:
 
 @contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
-    """Where to write what becomes `path` at the end of the block; what `path` was stays if the block fails."""
-    pending = path.with_name(f".{path.name}.unfinished")
+    """Where to write what becomes `path` at the end of the block; what `path` was stays if the block fails.
+
+    It lies in the same folder. Its name is short, because that of `path` may already be as long as the file system
+    allows, and no other process has it, because two may write `path` at once.
+    """
+    pending = path.with_name(f".unfinished-{secrets.token_hex(4)}")
     try:
         yield pending
         os.replace(pending, path)
     finally:
         pending.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` in UTF-8; `path` is replaced when all of it is written."""
+    with complete_file(path) as pending:
+        pending.write_text(text, encoding="utf-8")
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -1,0 +1,117 @@
+"""What a folder lacks to be a pipeline, or has damaged: said by the file's name, before anything is loaded from it."""
+
+import importlib
+import json
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+INDEX = "model_index.json"
+COMPONENTS_WITH_WEIGHTS = ("vae", "text_encoder", "unet", "controlnet", "safety_checker", "image_encoder")
+NEEDED = ("vae", "text_encoder", "tokenizer", "unet", "controlnet", "scheduler")
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""Either will do; without one, transformers makes a tokenizer that knows no word."""
+
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+REMEDY = "copy or download the whole pipeline folder again."
+
+
+def check_folder(folder: Path, given: Container[str], safetensors_only: bool) -> None:
+    """Refuse a folder from which a pipeline cannot be loaded.
+
+    Args:
+        folder: it exists.
+        given: names of components that are not loaded from the folder.
+        safetensors_only: whether weights in pickles count as missing.
+
+    Raises:
+        OSError: in one sentence with the name of what is missing or damaged.
+    """
+    if not (folder / INDEX).is_file():
+        raise OSError(f"{folder} has no {INDEX}: give the folder of a saved pipeline.")
+    index = _read(folder / INDEX)
+    for name in (name for name in dict.fromkeys([*index, *NEEDED]) if not name.startswith("_") and name not in given):
+        entry = index.get(name)
+        if name in NEEDED and not _names_a_class(entry):
+            raise OSError(f"{folder / INDEX} names no {name}: give the folder of a pipeline that has one.")
+        if _names_a_class(entry):
+            _check_component(folder / name, safetensors_only)
+
+
+def find_damage(folder: Path) -> str | None:
+    """Which component of a pipeline's folder cannot be loaded by itself, and why; `None` if each of them can.
+
+    For files that [`check_folder`] finds whole but that do not fit each other. It takes as long as loading them all.
+    """
+    for name, entry in _read(folder / INDEX).items():
+        if not _names_a_class(entry) or entry[0] not in ("diffusers", "transformers"):
+            continue
+        try:
+            component = getattr(importlib.import_module(entry[0]), entry[1]).from_pretrained(folder / name)
+        except Exception as error:  # nothing is known about what is in the files
+            return f"{folder / name} cannot be loaded ({' '.join(str(error).split())}): {REMEDY}"
+        for weight, value in component.named_parameters() if isinstance(component, torch.nn.Module) else ():
+            if value.is_meta:  # what diffusers leaves where a file has no such weight
+                return f"{folder / name} has no weight {weight}: {REMEDY}"
+    return None
+
+
+def _names_a_class(entry: Any) -> bool:
+    """Whether an entry of the index is a library and a class, not `[null, null]` or a plain value."""
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
+
+
+def _check_component(folder: Path, safetensors_only: bool) -> None:
+    if not folder.is_dir():
+        raise OSError(f"the folder {folder} is missing: {REMEDY}")
+    if folder.name in COMPONENTS_WITH_WEIGHTS:
+        _check_weights(folder, safetensors_only)
+        _require(folder / "config.json")
+    if folder.name == "scheduler":
+        _require(folder / "scheduler_config.json")
+    if folder.name == "tokenizer":
+        _require(folder / "tokenizer_config.json")
+        if not any(all((folder / name).is_file() for name in names) for names in VOCABULARIES):
+            _require(folder / VOCABULARIES[0][0])
+        if "model_max_length" not in _read(folder / "tokenizer_config.json"):  # to which prompts are padded
+            raise OSError(f"{folder / 'tokenizer_config.json'} is damaged (it has no model_max_length): {REMEDY}")
+    for file in sorted(folder.glob("*.json")):
+        _read(file)
+
+
+def _check_weights(folder: Path, safetensors_only: bool) -> None:
+    present = sorted(folder.iterdir())
+    files = [path for path in present if path.suffix == ".safetensors"]
+    pickles = any(path.suffix in PICKLES for path in present)
+    if not files and pickles and safetensors_only:
+        raise OSError(
+            f"{folder} has its weights only as a pickle, which could run any code: convert them to safetensors first."
+        )
+    if not files and not pickles:
+        raise OSError(f"{folder} has no weights: {REMEDY}")
+    for file in files:
+        try:
+            # the first says why a file cannot be opened, the second whether its header and its length are right
+            with open(file, "rb"), safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise OSError(f"{file} is damaged ({error}): {REMEDY}") from error
+
+
+def _require(file: Path) -> None:
+    if not file.is_file():
+        raise OSError(f"{file} is missing: {REMEDY}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise OSError(f"{file} is damaged ({error}): {REMEDY}") from error
+    if not isinstance(content, dict):
+        raise OSError(f"{file} is damaged (it holds no JSON object): {REMEDY}")
+    return content

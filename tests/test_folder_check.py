@@ -1,0 +1,130 @@
+"""Folders that are no whole pipeline: what is missing or damaged is named, in one sentence, before it is loaded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from backshan_diffusers import MINI, BackToFrontPipeline
+from backshan_diffusers.pipelines.folder_check import check_folder, find_damage
+
+PARTS = ("vae", "text_encoder", "tokenizer", "unet", "controlnet", "scheduler")
+CONFIGS = [
+    "controlnet/config.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "unet/config.json",
+    "vae/config.json",
+]
+WEIGHTS = [
+    "controlnet/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+]
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+def edit(file: Path, **changed) -> None:
+    """Change entries of a JSON file; `None` drops one."""
+    content = json.loads(file.read_text()) | changed
+    file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def refused(folder: Path, *words, given: tuple[str, ...] = ()) -> bool:
+    with pytest.raises(OSError, match=".") as caught:
+        check_folder(folder, given, True)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    for word in words:
+        assert str(word) in message
+    return True
+
+
+@pytest.mark.parametrize("make", [str, Path])
+def test_whole_folders_pass(folder, make):
+    for whole in (folder, MINI):
+        check_folder(Path(whole), (), True)
+        assert BackToFrontPipeline.from_pretrained(make(whole)).unet is not None
+
+
+def test_the_list_of_files_is_that_of_a_saved_pipeline(folder):
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {*CONFIGS, *WEIGHTS, "model_index.json"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_part_is_named(folder, part):
+    index = json.loads((folder / "model_index.json").read_text())
+    shutil.rmtree(folder / part)
+    assert refused(folder, f"the folder {folder / part} is missing", "copy or download")
+    check_folder(folder, (part,), True)  # what is given is not needed
+    for entry in (None, [None, None], "a text"):
+        edit(folder / "model_index.json", **{part: entry})
+        assert refused(folder, f"{folder / 'model_index.json'} names no {part}")
+    (folder / "model_index.json").write_text(json.dumps(index | {part: [None, None]}))
+    check_folder(folder, (part,), True)
+
+
+@pytest.mark.parametrize("file", CONFIGS)
+def test_a_missing_file_is_named(folder, file):
+    (folder / file).unlink()
+    assert refused(folder, f"{folder / file} is missing", "copy or download")
+
+
+@pytest.mark.parametrize("file", WEIGHTS)
+def test_missing_weights_are_named(folder, file):
+    (folder / file).unlink()
+    assert refused(folder, f"{(folder / file).parent} has no weights", "copy or download")
+    (folder / file).with_suffix(".bin").touch()
+    assert refused(folder, f"{(folder / file).parent} has its weights only as a pickle", "convert them")
+    check_folder(folder, (), False)
+
+
+@pytest.mark.parametrize("file", [*CONFIGS, *WEIGHTS, "model_index.json"])
+def test_a_damaged_file_is_named(folder, file):
+    whole = (folder / file).read_bytes()
+    for content in (whole[: len(whole) // 2], whole[: len(whole) - 8], b"", bytes(2000), b"\xff" * 2000):
+        (folder / file).write_bytes(content)
+        assert refused(folder, f"{folder / file} is damaged (", "copy or download")
+
+
+@pytest.mark.parametrize("file", [*CONFIGS, "model_index.json"])
+def test_json_of_another_kind_is_named(folder, file):
+    (folder / file).write_text("[]")
+    assert refused(folder, f"{folder / file} is damaged (it holds no JSON object)")
+
+
+def test_a_vocabulary_may_have_the_older_form(folder):
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    (folder / "tokenizer" / "vocab.json").write_text("{}")
+    assert refused(folder, "tokenizer.json is missing")
+    (folder / "tokenizer" / "merges.txt").touch()
+    check_folder(folder, (), True)
+
+
+def test_a_tokenizer_has_to_say_how_long_a_prompt_is(folder):
+    edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=None)
+    assert refused(folder, "tokenizer_config.json is damaged (it has no model_max_length)")
+
+
+def test_a_component_that_does_not_fit_together_is_found(folder):
+    assert find_damage(folder) is None
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensors[name] for name in tensors if name != "decoder.conv_in.bias"}, weights, {"format": "pt"})
+    check_folder(folder, (), True)
+    assert find_damage(folder).startswith(f"{folder / 'vae'} has no weight decoder.conv_in.bias: copy or download")
+    edit(folder / "unet" / "config.json", block_out_channels=[8])
+    found = find_damage(folder)  # components come in the order of the index
+    assert found.startswith(f"{folder / 'unet'} cannot be loaded (")
+    assert "\n" not in found
