@@ -17,9 +17,10 @@ def main() -> int:
     parser.add_argument("--run", type=Path, required=True, help="Output folder of the training run.")
     parser.add_argument("--target", type=Path, default=Path(MINI), help="Folder of the embedded pipeline.")
     parser.add_argument("--record", type=Path, default=Path("docs/mini"), help="Folder of logs and curves.")
+    parser.add_argument("--steps", type=int, help="Denoising steps of a call that names none. Default: as trained.")
     arguments = parser.parse_args()
     try:
-        size = embed(arguments.run, arguments.target)
+        size = embed(arguments.run, arguments.target, arguments.steps)
     except ValueError as error:
         parser.error(str(error))
     record(arguments.run, arguments.record)

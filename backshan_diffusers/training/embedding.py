@@ -17,7 +17,7 @@ LIMIT = 40e6
 """Bytes that the embedded folder may have."""
 
 
-def embed(run: Path, target: Path) -> int:
+def embed(run: Path, target: Path, steps: int | None = None) -> int:
     """Put the last stage's pipeline at `target`, in half precision and without the paths of the run.
 
     The text encoder stays in float32: transformers loads weights in the type of their file, diffusers does not.
@@ -25,6 +25,7 @@ def embed(run: Path, target: Path) -> int:
     Args:
         run: output folder of a training run.
         target: a folder that does not exist yet, or a pipeline that is replaced once the new one is complete.
+        steps: denoising steps that the pipeline records as its default. None: those that it records already.
 
     Returns:
         Size of the folder in bytes.
@@ -39,6 +40,8 @@ def embed(run: Path, target: Path) -> int:
     if target.exists() and not (target / BackToFrontPipeline.config_name).exists():
         raise ValueError(f"{target} is no pipeline, so it is not replaced: name a pipeline's folder or a new one.")
     pipeline = BackToFrontPipeline.from_pretrained(finished)
+    if steps is not None:
+        pipeline.controlnet.register_to_config(default_num_inference_steps=steps)
     for model in (pipeline.vae, pipeline.unet, pipeline.controlnet):
         model.to(torch.float16)
     pending = target.with_name(f".{target.name}.unfinished")
