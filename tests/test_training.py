@@ -340,6 +340,46 @@ def test_latents_of_the_trained_autoencoder_are_white(finished):
     torch.testing.assert_close(torch.cov(latents), torch.eye(4), atol=1e-3, rtol=0)
 
 
+def test_the_text_encoder_is_away_while_a_stage_trains_and_saved_with_it(tmp_path):
+    base = tiny_pipeline(default_prompt="seen from ahead", default_guidance_scale=3.0)
+    base.save_pretrained(tmp_path / "base")
+    changes = {"model": ModelSize(), "base_model": str(tmp_path / "base"), "stages": {"controlnet": {}}}
+    run, seen = TrainingRun(config(tmp_path / "run", max_steps=1, checkpoint_every=1, **changes)), []
+    validate = run._validate
+
+    def look(name, step, pipeline, held_out, prompts):
+        expected = base.encode_prompt(["seen from ahead", ""], "cpu", 1, False)[0]
+        torch.testing.assert_close(prompts, expected)
+        seen.append(pipeline.text_encoder)
+        validate(name, step, pipeline, held_out, prompts)
+
+    run._validate = look
+    finished = BackToFrontPipeline.from_pretrained(run.run())
+    assert seen == [None]
+    torch.testing.assert_close(finished.text_encoder.state_dict(), base.text_encoder.state_dict())
+    # What was validated is what the saved pipeline draws, guided by its own empty prompt.
+    pairs = cache_pairs(load_pairs("wardrobe", split="validation", size=64, count=2), tmp_path / "run" / "cache", 1)
+    finished.set_progress_bar_config(disable=True)
+    fronts = [
+        finished(Image.fromarray(back), generator=torch.Generator().manual_seed(index)).images[0]
+        for index, back in enumerate(pairs.backs)
+    ]
+    logged = float((tmp_path / "run" / "controlnet" / "validation.csv").read_text().split(",")[1])
+    assert logged == pytest.approx(np.abs(np.stack(fronts) / 255 - pairs.fronts / 255).mean(), abs=2e-4)
+
+
+def test_two_runs_share_a_cache(tmp_path):
+    few = {"max_steps": 1, "checkpoint_every": 1, "cache_dir": str(tmp_path / "shared")}
+    train(tmp_path / "first", stages={"vae": {}, "prior": {}}, **few)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").iterdir() if path.suffix != ".lock"}
+    assert {path.suffix for path in before} == {".npy", ".safetensors"}
+    train(tmp_path / "second", stages={"vae": {}, "prior": {}}, **few)
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").iterdir() if path.suffix != ".lock"}
+    assert after == before  # the same autoencoder too: it was trained with the same seed
+    assert not (tmp_path / "first" / "cache").exists() and not (tmp_path / "second" / "cache").exists()
+    train(tmp_path / "second", stages={"vae": {}, "prior": {}}, **few | {"cache_dir": None})  # it may move
+
+
 def test_the_first_weights_are_drawn_from_the_seed(finished, tmp_path):
     untouched = build_pipeline(TINY, 0).unet.conv_in.weight
     assert torch.equal(
