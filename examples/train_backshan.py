@@ -14,6 +14,7 @@ import yaml
 from accelerate import PartialState
 
 from backshan_diffusers.training.config import ConfigError, TrainingConfig, load_config
+from backshan_diffusers.training.files import DiskFullError
 from backshan_diffusers.training.run import TrainingRun
 
 
@@ -69,7 +70,7 @@ def main() -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, DiskFullError) as error:
         print(error, file=sys.stderr)
         return 1
     PartialState().print(f"The finished pipeline is in {finished}.")

@@ -27,6 +27,18 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """The folder of a finished run of every stage. It is shared by all tests: copy it to change it."""
+    from tiny import tiny_config
+
+    from backshan_diffusers.training.run import TrainingRun
+
+    folder = tmp_path_factory.mktemp("finished")
+    TrainingRun(tiny_config(folder)).run()
+    return folder
+
+
+@pytest.fixture(scope="session")
 def drawn_backs() -> list[PIL.Image.Image]:
     """Three drawn people from behind, 64 x 64 px."""
     from backshan_diffusers.data import load_pairs

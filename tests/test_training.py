@@ -1,29 +1,25 @@
-"""Stages, batches, caches, the loop and its resume, with real models at tiny size."""
+"""Stages, batches, caches and the loop, with real models at tiny size."""
 
 import copy
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
 from diffusers import ControlNetModel, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from diffusers.models.resnet import ResnetBlock2D
-from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import TINY, tiny_pipeline
+from tiny import TINY, tiny_config, tiny_pipeline, tiny_prior
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
 from backshan_diffusers.conditioning import CONDITIONINGS
@@ -40,9 +36,8 @@ from backshan_diffusers.training.batches import (
     latent_batch,
 )
 from backshan_diffusers.training.caching import PairArrays, cache_latents, cache_pairs, to_pixels
-from backshan_diffusers.training.checkpoints import checkpoint_steps, save_checkpoint
+from backshan_diffusers.training.checkpoints import checkpoint_steps
 from backshan_diffusers.training.config import STAGES, ConfigError, TrainingConfig, load_config
-from backshan_diffusers.training.records import check_record, write_record
 from backshan_diffusers.training.run import TrainingRun
 from backshan_diffusers.training.scratch import ModelSize, build_controlnet, build_pipeline
 from backshan_diffusers.training.stages import AutoencoderStage, ControlStage, PriorStage, diffuse, noise_schedule
@@ -52,23 +47,6 @@ from backshan_diffusers.training.whitening import whiten_latents
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "examples" / "configs" / "smoke.yaml"
-
-
-def config(folder: Path, **changes) -> TrainingConfig:
-    values = {
-        "model": replace(TINY),
-        "train_pairs": 8,
-        "validation_pairs": 2,
-        "batch_size": 2,
-        "max_steps": 4,
-        "checkpoint_every": 2,
-        "validate_every": 4,
-        "log_every": 1,
-        "crop_sizes": (32, 64),
-        "warmup_steps": 1,
-        "objective": "paper",
-    }
-    return TrainingConfig(output_dir=str(folder), **{**values, **changes})
 
 
 def pair_arrays(count: int = 8, size: int = 64) -> PairArrays:
@@ -465,19 +443,7 @@ def test_learning_rate_rises_stays_and_falls():
 
 
 def train(folder: Path, **changes) -> Path:
-    return TrainingRun(config(folder, **changes)).run()
-
-
-def losses(folder: Path) -> list[tuple]:
-    lines = [json.loads(line) for line in (folder / "joint" / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    train(folder)
-    return folder
+    return TrainingRun(tiny_config(folder, **changes)).run()
 
 
 def test_a_run_ends_with_a_pipeline_that_works(finished):
@@ -562,101 +528,11 @@ def test_held_out_errors_are_those_of_the_saved_weights(finished):
         assert step == "4" and float(logged) == pytest.approx(expected, abs=2e-4), stage
 
 
-def test_resume_is_bit_identical(finished, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    shutil.rmtree(run / "joint" / "pipeline")
-    shutil.rmtree(run / "joint" / "checkpoint-4")
-    with open(run / "joint" / "metrics.jsonl", "a") as file:
-        file.write('{"stage": "joi')  # as a killed run leaves it
-    train(run)
-    assert losses(run) == losses(finished)
-    assert (run / "joint" / "validation.csv").read_text() == (finished / "joint" / "validation.csv").read_text()
-    for model in ("unet", "controlnet"):
-        name = f"joint/pipeline/{model}/diffusion_pytorch_model.safetensors"
-        ours, theirs = load_file(run / name), load_file(finished / name)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def test_a_finished_run_does_nothing_more(finished):
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
-    train(finished, validate_every=3)
-    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
-    assert after == before
-
-
-@pytest.mark.parametrize("changes", [{"learning_rate": 1e-3}, {"max_steps": 6}, {"seed": 1}, {"batch_size": 4}])
-def test_a_folder_is_not_trained_on_with_other_values(finished, changes):
-    before = (finished / "vae" / "training_config.yaml").read_bytes()
-    with pytest.raises(ConfigError, match=f"was trained with {next(iter(changes))} .*: give another output_dir"):
-        train(finished, **changes)
-    assert (finished / "vae" / "training_config.yaml").read_bytes() == before
-
-
-def test_an_unfinished_stage_is_not_trained_on_with_other_values(finished, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    shutil.rmtree(run / "joint" / "pipeline")
-    shutil.rmtree(run / "joint" / "checkpoint-4")
-    with pytest.raises(ConfigError, match="joint was trained with batch_size 2, not 4"):
-        train(run, stages={"vae": {}, "prior": {}, "controlnet": {}, "joint": {"batch_size": 4}})
-    assert checkpoint_steps(run / "joint") == [2]
-
-
-@pytest.mark.parametrize("change", [(4, 8), (8, 4)])
-@pytest.mark.parametrize(("done", "refused"), [(2, False), (3, True)])
-def test_a_run_may_be_made_longer_or_shorter_until_its_rate_falls(tmp_path, change, done, refused):
-    before, after = change
-    write_record(tmp_path, {"max_steps": before})
-    assert learning_rate_factor(2, 1, 4) == 1 > learning_rate_factor(3, 1, 4)
-    with pytest.raises(ConfigError) if refused else nullcontext():
-        check_record(tmp_path, {"max_steps": after}, done)
-
-
-def test_checkpoints_without_a_record_are_not_gone_on_from(tmp_path):
-    check_record(tmp_path, {"max_steps": 4}, 0)
-    with pytest.raises(ConfigError, match="was trained without training_config.yaml"):
-        check_record(tmp_path, {"max_steps": 4}, 2)
-
-
-def test_the_record_says_what_trained(finished):
-    record = yaml.safe_load((finished / "joint" / "training_config.yaml").read_text())
-    assert (record["processes"], record["mixed_precision"], record["device"]) == (1, "no", "cpu")
-    assert record["packages"]["torch"] == version("torch")
-
-
-def test_a_run_may_not_go_on_with_another_number_of_processes(tmp_path):
-    write_record(tmp_path, {"processes": 2})
-    check_record(tmp_path, {"processes": 1}, None)
-    with pytest.raises(ConfigError, match="was trained with processes 2, not 1"):
-        check_record(tmp_path, {"processes": 1}, 10)
-
-
-def test_two_runs_cannot_share_a_folder(tmp_path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(ConfigError, match="another run trains in"):
-        train(tmp_path)
-
-
-def test_a_checkpoint_never_waits_for_its_validation(tmp_path):
-    """What belongs to a step is written before the checkpoint that says the step is done."""
-    seen = []
-    trainer = StageTrainer(Accelerator(), *prior_stage(), config(tmp_path, validate_every=2), "prior", tmp_path)
-    trainer.train(lambda step: seen.append((step, checkpoint_steps(tmp_path))))
-    assert seen == [(2, []), (4, [2])]
-
-
-def prior_stage():
-    """A stage on constant latents, and its batches."""
-    pipeline = tiny_pipeline()
-    batch = {"latents": torch.randn(2, 4, 8, 8), "prompts": torch.zeros(2, 7, 16)}
-    return PriorStage(pipeline.unet, pipeline.scheduler), lambda step, sampler: batch
-
-
 def test_a_step_is_adamw_on_clipped_gradients_at_the_scheduled_rate(tmp_path):
-    settings = config(
+    settings = tiny_config(
         tmp_path, learning_rate=0.01, warmup_steps=4, max_steps=3, max_grad_norm=0.1, weight_decay=0.3, ema_decay=0.5
     )
-    stage, make_batch = prior_stage()
+    stage, make_batch = tiny_prior()
     reference = copy.deepcopy(stage.trained["unet"])
     average = copy.deepcopy(reference)
     optimizer = torch.optim.AdamW(reference.parameters(), 0.01, betas=(0.9, 0.99), weight_decay=0.3)
@@ -693,10 +569,10 @@ def test_a_line_of_the_log_is_the_mean_since_the_last_one(tmp_path):
         folder = tmp_path / str(log_every)
         folder.mkdir()
         torch.manual_seed(0)
-        stage, make_batch = prior_stage()
-        StageTrainer(Accelerator(), stage, make_batch, config(folder, log_every=log_every), "prior", folder).train(
-            lambda step: None
-        )
+        stage, make_batch = tiny_prior()
+        StageTrainer(
+            Accelerator(), stage, make_batch, tiny_config(folder, log_every=log_every), "prior", folder
+        ).train(lambda step: None)
         lines[log_every] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     each = [line["loss"] for line in lines[1]]
     assert [line["loss"] for line in lines[2]] == pytest.approx([np.mean(each[:2]), np.mean(each[2:])], abs=2e-6)
@@ -704,9 +580,9 @@ def test_a_line_of_the_log_is_the_mean_since_the_last_one(tmp_path):
 
 
 def test_validation_between_two_lines_of_the_log_loses_no_step(tmp_path):
-    stage, make_batch = prior_stage()
+    stage, make_batch = tiny_prior()
     every = {"log_every": 4, "checkpoint_every": 4, "validate_every": 3}
-    trainer = StageTrainer(Accelerator(), stage, make_batch, config(tmp_path, **every), "prior", tmp_path)
+    trainer = StageTrainer(Accelerator(), stage, make_batch, tiny_config(tmp_path, **every), "prior", tmp_path)
     single, module = [], trainer.module.forward
 
     def spy(*inputs):
@@ -724,11 +600,11 @@ def test_validation_between_two_lines_of_the_log_loses_no_step(tmp_path):
 def test_averaged_weights_are_what_is_saved_and_what_is_restored(tmp_path):
     pipeline = tiny_pipeline()
     stage = PriorStage(pipeline.unet, pipeline.scheduler)
-    settings = config(tmp_path, learning_rate=0.05)
+    settings = tiny_config(tmp_path, learning_rate=0.05)
     latents = torch.randn(8, 4, 8, 8)
 
     def make_batch(step, sampler):
-        return {"latents": latents[:2], "prompts": torch.zeros(2, 7, 16)}
+        return {"latents": latents[:2], "prompts": torch.zeros(2, 7, 16), "items": torch.arange(2)}
 
     trainer = StageTrainer(Accelerator(), stage, make_batch, settings, "prior", tmp_path)
     start = pipeline.unet.conv_in.weight.detach().clone()
@@ -743,46 +619,6 @@ def test_averaged_weights_are_what_is_saved_and_what_is_restored(tmp_path):
     assert len(seen) == 1 and not torch.equal(seen[0], raw)
     assert (seen[0] - start).norm() < (raw - start).norm()
     assert pipeline.unet.training
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    pipeline = tiny_pipeline()
-
-    def make_batch(step, sampler):
-        return {"latents": torch.full((2, 4, 8, 8), float("nan")), "prompts": torch.zeros(2, 7, 16)}
-
-    stage = PriorStage(pipeline.unet, pipeline.scheduler)
-    trainer = StageTrainer(Accelerator(), stage, make_batch, config(tmp_path), "prior", tmp_path)
-    with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
-        trainer.train(lambda step: None)
-
-
-def test_a_broken_gradient_never_reaches_the_weights(tmp_path):
-    pipeline = tiny_pipeline()
-    weight = pipeline.unet.conv_in.weight
-    weight.register_hook(lambda gradient: gradient * float("inf"))
-    before = weight.detach().clone()
-
-    def make_batch(step, sampler):
-        return {"latents": torch.ones(2, 4, 8, 8), "prompts": torch.zeros(2, 7, 16)}
-
-    stage = PriorStage(pipeline.unet, pipeline.scheduler)
-    trainer = StageTrainer(Accelerator(), stage, make_batch, config(tmp_path), "prior", tmp_path)
-    with pytest.raises(FloatingPointError, match="gradient norm of the unet is"):
-        trainer.train(lambda step: None)
-    assert torch.equal(weight, before)
-    assert checkpoint_steps(tmp_path) == []
-
-
-def test_an_unfinished_checkpoint_is_never_found(tmp_path):
-    (tmp_path / "checkpoint-9.tmp").mkdir()
-    (tmp_path / "checkpoint-10.tmp").mkdir()
-    (tmp_path / "checkpoint-10.tmp" / "old").touch()
-    accelerator = Accelerator()
-    for step in (1, 2, 10):
-        save_checkpoint(accelerator, tmp_path, step, keep=2)
-    assert checkpoint_steps(tmp_path) == [2, 10]
-    assert not (tmp_path / "checkpoint-10" / "old").exists()
 
 
 # --- config and script -----------------------------------------------------------------------------------------------
@@ -939,7 +775,7 @@ def test_a_run_from_a_base_reads_pictures_as_the_base_does(tmp_path):
     """Unmirrored, edges, another prompt and another size than the config's defaults."""
     base = tiny_pipeline("canny", mirror=False, default_prompt="seen from ahead")
     base.save_pretrained(tmp_path / "base")
-    run = TrainingRun(config(tmp_path / "run", model=ModelSize(), base_model=str(tmp_path / "base")))
+    run = TrainingRun(tiny_config(tmp_path / "run", model=ModelSize(), base_model=str(tmp_path / "base")))
     run.config = replace(run.config, stages={"controlnet": {"max_steps": 2}})
     finished = BackToFrontPipeline.from_pretrained(run.run())
     recorded = finished.controlnet.config
@@ -956,7 +792,7 @@ def test_a_run_from_a_base_reads_pictures_as_the_base_does(tmp_path):
 def test_batches_hold_the_recorded_prompt_the_empty_one_and_the_groups(tmp_path):
     pipeline, pairs = tiny_pipeline(default_prompt="seen from ahead"), pair_arrays()
     (tmp_path / "cache").mkdir()
-    run = TrainingRun(config(tmp_path))
+    run = TrainingRun(tiny_config(tmp_path))
     settings = replace(run.config, prompt_dropout=0.5, batch_size=8)
     stage, make_batch = run._control_stage(settings, pipeline, pairs)
     assert stage.objective == PRESETS["paper"] and set(stage.trained) == {"controlnet"}
@@ -980,7 +816,7 @@ def test_batches_hold_the_recorded_prompt_the_empty_one_and_the_groups(tmp_path)
 
 
 def test_the_weights_of_the_autoencoders_loss_are_those_of_the_config(tmp_path):
-    settings = config(tmp_path, kl_weight=0.1, edge_weight=0.2, colour_weight=0.3)
+    settings = tiny_config(tmp_path, kl_weight=0.1, edge_weight=0.2, colour_weight=0.3)
     stage, _ = TrainingRun(settings)._vae_stage(settings, tiny_pipeline(), pair_arrays())
     assert (stage.kl_weight, stage.edge_weight) == (0.1, 0.2)
     torch.testing.assert_close(stage.colours.norm(dim=1), torch.tensor([1, 0.3, 0.3]))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
+from backshan_diffusers.training.config import TrainingConfig
 from backshan_diffusers.training.scratch import ModelSize, build_controlnet, build_pipeline
+from backshan_diffusers.training.stages import PriorStage
 
 TINY = ModelSize(
     image_size=64,
@@ -56,4 +61,43 @@ def wake(controlnet: BackshanControlNetModel) -> None:
         convolution.weight.data.normal_(std=0.3, generator=generator)
 
 
-__all__ = ["TINY", "build_controlnet", "tiny_controlnet", "tiny_pipeline", "tiny_unet", "wake"]
+def tiny_config(folder: Path, **changes) -> TrainingConfig:
+    """Four steps of every stage, a checkpoint at the second and the last."""
+    values = {
+        "model": replace(TINY),
+        "train_pairs": 8,
+        "validation_pairs": 2,
+        "batch_size": 2,
+        "max_steps": 4,
+        "checkpoint_every": 2,
+        "validate_every": 4,
+        "log_every": 1,
+        "crop_sizes": (32, 64),
+        "warmup_steps": 1,
+        "objective": "paper",
+    }
+    return TrainingConfig(output_dir=str(folder), **{**values, **changes})
+
+
+def tiny_prior():
+    """A stage on constant latents, and its batches."""
+    pipeline = tiny_pipeline()
+    generator = torch.Generator().manual_seed(2)
+    batch = {
+        "latents": torch.randn(2, 4, 8, 8, generator=generator),
+        "prompts": torch.zeros(2, 7, 16),
+        "items": torch.tensor([5, 3]),
+    }
+    return PriorStage(pipeline.unet, pipeline.scheduler), lambda step, sampler: batch
+
+
+__all__ = [
+    "TINY",
+    "build_controlnet",
+    "tiny_config",
+    "tiny_controlnet",
+    "tiny_pipeline",
+    "tiny_prior",
+    "tiny_unet",
+    "wake",
+]

@@ -82,6 +82,9 @@ class TrainingConfig:
     checkpoint_every: int = field(
         default=500, metadata=_of_stage("Steps between checkpoints, a multiple of log_every.")
     )
+    checkpoints_total_limit: int = field(
+        default=2, metadata=_of_stage("Newest checkpoints that are kept; older ones are removed.")
+    )
     validate_every: int = field(default=1_000, metadata=_of_stage("Steps between validation sheets."))
     stages: dict[str, dict] = field(
         default_factory=dict,
@@ -169,7 +172,7 @@ class TrainingConfig:
 
 _AT_LEAST_ONE = (
     *("train_pairs", "validation_pairs", "max_steps", "batch_size"),
-    *("log_every", "checkpoint_every", "validate_every"),
+    *("log_every", "checkpoint_every", "checkpoints_total_limit", "validate_every"),
 )
 _NOT_NEGATIVE = ("kl_weight", "edge_weight", "colour_weight", "warmup_steps", "weight_decay")
 _SHARES = ("condition_dropout", "prompt_dropout", "ema_decay")

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFullError(OSError):
+    """There is no room left; the message is one sentence that says what to do."""
+
+
+@contextmanager
+def full_disk_in_words(folder: Path) -> Iterator[None]:
+    """Within, an error that says that the disk is full becomes a [`DiskFullError`]."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else _number_in(str(error))
+        if number not in _FULL:
+            raise
+        raise DiskFullError(
+            f"{folder} cannot be written ({os.strerror(number)}): make room and run the same command again; what was"
+            " complete is kept."
+        ) from error
+
+
+def _number_in(message: str) -> int | None:
+    """The system's number of what went wrong, which safetensors puts into its messages."""
+    found = re.search(r"\(os error (\d+)\)", message)
+    return int(found[1]) if found else None
 
 
 @contextmanager

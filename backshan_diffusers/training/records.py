@@ -20,6 +20,7 @@ CHANGEABLE = (
     "validation_pairs",
     "log_every",
     "checkpoint_every",
+    "checkpoints_total_limit",
     "validate_every",
 )
 """Values that no weight depends on."""

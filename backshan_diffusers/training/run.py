@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import DistributedType
 from filelock import FileLock, Timeout
 
 from ..data import load_pairs
@@ -22,6 +23,7 @@ from .batches import StepSampler, back_control_batch, crop_batch, crop_shape, fr
 from .caching import PairArrays, cache_latents, cache_pairs
 from .checkpoints import checkpoint_steps
 from .config import ConfigError, TrainingConfig
+from .files import full_disk_in_words
 from .logs import append_line, csv_step, drop_later_lines
 from .records import check_record, write_record
 from .scratch import build_controlnet, build_pipeline
@@ -57,8 +59,9 @@ class TrainingRun:
         Raises:
             ConfigError: if there are no such pairs, the base cannot be used, the folder belongs to another run or
                 another process trains in it.
+            DiskFullError: if there is no room left for what a stage writes.
         """
-        with self._alone():
+        with self._alone(), full_disk_in_words(self.output_dir):
             source = None
             for name in self.config.stage_names():
                 self._run_stage(name, source)
@@ -162,7 +165,8 @@ class TrainingRun:
         def make_batch(step: int, sampler: StepSampler) -> Batch:
             side, count = crop_shape(step, config.batch_size, config.crop_sizes)
             indices = sampler.indices(step, config.batch_size, len(pairs.backs))[:count]
-            return crop_batch(pairs, indices, side, sampler.generator(step, "crop"))
+            crops = crop_batch(pairs, indices, side, sampler.generator(step, "crop"))
+            return {**crops, "items": torch.from_numpy(indices)}
 
         config.check_crops(pipeline.controlnet.config.image_size, pipeline.vae_scale_factor)
         weights = {name: getattr(config, name) for name in ("kl_weight", "edge_weight", "colour_weight")}
@@ -173,7 +177,8 @@ class TrainingRun:
 
         def make_batch(step: int, sampler: StepSampler) -> Batch:
             indices = sampler.indices(step, config.batch_size, len(latents))
-            return latent_batch(latents, indices, prompts, sampler.generator(step, "prompt"), config.prompt_dropout)
+            batch = latent_batch(latents, indices, prompts, sampler.generator(step, "prompt"), config.prompt_dropout)
+            return {**batch, "items": torch.from_numpy(indices)}
 
         return PriorStage(pipeline.unet, noise_schedule(pipeline.scheduler)), make_batch
 
@@ -186,7 +191,7 @@ class TrainingRun:
             batch = latent_batch(latents, indices, prompts, sampler.generator(step, "prompt"), config.prompt_dropout)
             blanks = sampler.generator(step, "blank")
             backs, shown = back_control_batch(pairs, indices, controlnet, blanks, config.condition_dropout)
-            batch["back_control"] = backs
+            batch["back_control"], batch["items"] = backs, torch.from_numpy(indices)
             if objective.contrastive_weight:
                 batch["shown"] = shown
                 batch["front_control"] = front_control_batch(pairs, indices, controlnet)
@@ -230,7 +235,15 @@ class TrainingRun:
 
 
 def _new_engine() -> Accelerator:
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    engine = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    if engine.distributed_type in _SHARDING:
+        raise ConfigError(
+            f"{engine.distributed_type.value} cuts models up, and checkpoints hold whole ones: launch without it."
+        )
+    return engine
+
+
+_SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 _STAGES = {

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from .batches import StepSampler
-from .checkpoints import load_newest_checkpoint, save_checkpoint
+from .checkpoints import checkpoint_path, clear_leftovers, load_checkpoint, newest_sound_step, save_checkpoint
 from .config import TrainingConfig
 from .logs import append_line, drop_later_lines, json_step
 from .stages import Batch, StageModule
@@ -43,7 +44,8 @@ class StageTrainer:
     Args:
         accelerator: the engine; everything distributed goes through it.
         module: the stage's loss with its models.
-        make_batch: `(step, sampler) -> Batch` on the CPU, a function of its arguments alone.
+        make_batch: `(step, sampler) -> Batch` on the CPU, a function of its arguments alone. Its `items` are the
+            places of its pairs in the training data.
         config: the stage's config.
         name: the stage's name.
         folder: where checkpoints and `metrics.jsonl` go.
@@ -76,13 +78,26 @@ class StageTrainer:
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.schedule = schedule
         self.averages = {name: EMAModel(model.parameters(), config.ema_decay) for name, model in self.models.items()}
-        for state in (schedule, *self.averages.values()):
-            accelerator.register_for_checkpointing(state)
-        self.step = load_newest_checkpoint(accelerator, folder)
+        self.states = {"model": module, "optimizer": self.optimizer, "schedule": schedule}
+        self.states |= {f"average_{name}": average for name, average in self.averages.items()}
+        if accelerator.scaler is not None:
+            self.states["scaler"] = accelerator.scaler
+        self.step = self.saved_step = self._resume()
+
+    def _resume(self) -> int:
+        """Take up the newest sound checkpoint, if there is one; returns the number of steps that are done."""
+        main, step = self.accelerator.is_main_process, 0
+        if main:
+            clear_leftovers(self.folder)
+            step = newest_sound_step(self.folder)
+        step = int(broadcast(torch.tensor(step, device=self.accelerator.device)))
+        if step:
+            load_checkpoint(checkpoint_path(self.folder, step), self.states)
         for average in self.averages.values():
-            average.to(accelerator.device)
-        if accelerator.is_main_process:
-            drop_later_lines(folder / "metrics.jsonl", self.step, json_step)
+            average.to(self.accelerator.device)
+        if main:
+            drop_later_lines(self.folder / "metrics.jsonl", step, json_step)
+        return step
 
     def train(self, on_validate: Callable[[int], None]) -> None:
         """Run the steps that are left. `on_validate(step)` is called with the averaged weights in place."""
@@ -111,13 +126,21 @@ class StageTrainer:
                 began += time.perf_counter() - paused
             # Last, so that a run that goes on from a checkpoint has lost nothing that belongs to its steps.
             if self.step % config.checkpoint_every == 0 or self.step == total:
-                save_checkpoint(self.accelerator, self.folder, self.step)
+                self._save()
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.folder, self.step, self.states, self.config.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+        self.saved_step = self.step
 
     def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        # Dropout draws from torch's own generators: they too depend on nothing but the run and the step.
+        torch.manual_seed(self.sampler.generator(self.step, "dropout").initial_seed())
         batch = {name: _move(tensor, self.accelerator.device) for name, tensor in batch.items()}
         with self.accelerator.autocast():
             terms = self.module(batch, self.sampler.generator(self.step, "noise"))
-        self._check_finite("loss", terms["loss"])
+        self._check_finite("loss", terms["loss"], batch["items"])
         self.accelerator.backward(terms["loss"])
         terms = {name: term.detach() for name, term in terms.items()}
         # Once for all models: they share the optimizer, whose gradients may be unscaled only once.
@@ -125,7 +148,7 @@ class StageTrainer:
         for name, model in self.models.items():
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
             if self.accelerator.scaler is None:  # a loss scaler skips such a step by itself
-                self._check_finite(f"gradient norm of the {name}", norm)
+                self._check_finite(f"gradient norm of the {name}", norm, batch["items"])
             terms[f"grad_norm_{name}"] = norm
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -136,13 +159,17 @@ class StageTrainer:
         self.step += 1
         return terms
 
-    def _check_finite(self, name: str, value: torch.Tensor) -> None:
+    def _check_finite(self, name: str, value: torch.Tensor, items: torch.Tensor) -> None:
         """Stop before a broken value reaches the weights, and with them the next checkpoint."""
-        if not torch.isfinite(value):
-            raise FloatingPointError(
-                f"the {name} is {float(value)} at step {self.step}: lower learning_rate, or use full precision;"
-                f" the last checkpoint in {self.folder} is good."
-            )
+        if torch.isfinite(value):
+            return
+        saved, pairs = "nothing is saved yet", ", ".join(map(str, items.tolist()))
+        if self.saved_step:
+            saved = f"{checkpoint_path(self.folder, self.saved_step)} is good"
+        raise FloatingPointError(
+            f"the {name} is {value.item()} at step {self.step} of {self.sampler.stage}, with the training pairs"
+            f" {pairs}: look at them, lower learning_rate, or use full precision; {saved}."
+        )
 
     @contextmanager
     def averaged_weights(self):

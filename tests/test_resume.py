@@ -1,0 +1,452 @@
+"""A run that was stopped goes on as if it had not been; what cannot be gone on from is refused or left out."""
+
+import importlib.util
+import json
+import logging
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from filelock import FileLock
+from safetensors.torch import load_file
+from tiny import tiny_config, tiny_prior
+
+from backshan_diffusers.training.checkpoints import checkpoint_steps, find_damage, save_checkpoint
+from backshan_diffusers.training.config import STAGES, ConfigError
+from backshan_diffusers.training.files import DiskFullError, full_disk_in_words
+from backshan_diffusers.training.records import check_record, write_record
+from backshan_diffusers.training.run import TrainingRun
+from backshan_diffusers.training.trainer import StageTrainer, learning_rate_factor
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ("items_per_second",)
+"""What no two runs have in common."""
+
+
+def train(folder: Path, **changes) -> Path:
+    return TrainingRun(tiny_config(folder, **changes)).run()
+
+
+def trainer_of(folder: Path, stage=None, make_batch=None, **changes) -> StageTrainer:
+    folder.mkdir(exist_ok=True)
+    stage, make_batch = (stage, make_batch or tiny_prior()[1]) if stage else tiny_prior()
+    return StageTrainer(Accelerator(), stage, make_batch, tiny_config(folder, **changes), "prior", folder)
+
+
+def train_prior(folder: Path, stage=None, **changes) -> StageTrainer:
+    trainer = trainer_of(folder, stage, **changes)
+    trainer.train(lambda step: None)
+    return trainer
+
+
+def log(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+
+
+def tensors_of(folder: Path) -> dict[Path, dict]:
+    return {path.relative_to(folder): load_file(path) for path in folder.rglob("*.safetensors")}
+
+
+def assert_equal_files(folder: Path, other: Path) -> None:
+    """The same tensors, bit for bit, under the same names."""
+    ours, theirs = tensors_of(folder), tensors_of(other)
+    assert ours.keys() == theirs.keys() and ours
+    for path, tensors in theirs.items():
+        assert tensors.keys() == ours[path].keys()
+        assert all(torch.equal(ours[path][name], tensor) for name, tensor in tensors.items()), path
+
+
+# --- killed runs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_never_stopped(tmp_path):
+    settings = asdict(tiny_config(tmp_path, max_steps=6, validate_every=6, validation_pairs=1))
+    del settings["output_dir"]
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(settings))
+    command = [sys.executable, str(Path(__file__).with_name("killed_runs.py")), str(path), str(tmp_path), "20", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert len(report["kills"]) == 20 and sum(kill["saving"] for kill in report["kills"]) >= 3
+    assert len({kill["lines"] for kill in report["kills"]}) >= 5
+    assert report["second_run"] == 2 and "another run trains in" in (tmp_path / "0.log").read_text()
+    for run in range(report["runs"]):
+        assert not list((tmp_path / str(run)).glob("*/*.tmp"))
+        for stage in STAGES:
+            resumed, whole = tmp_path / str(run) / stage, tmp_path / "whole" / stage
+            assert len(log(whole)) == 6 and log(resumed) == log(whole)
+            assert (resumed / "validation.csv").read_text() == (whole / "validation.csv").read_text()
+            assert_equal_files(resumed, whole)
+
+
+def test_resume_is_bit_identical(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "joint" / "pipeline")
+    shutil.rmtree(run / "joint" / "checkpoint-4")
+    with open(run / "joint" / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "joi')  # as a killed run leaves it
+    train(run)
+    assert log(run / "joint") == log(finished / "joint")
+    assert (run / "joint" / "validation.csv").read_text() == (finished / "joint" / "validation.csv").read_text()
+    assert_equal_files(run / "joint", finished / "joint")
+
+
+def test_dropout_is_resumed_too(tmp_path):
+    def noisy_stage():
+        stage, _ = tiny_prior()
+        for module in stage.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5
+        return stage
+
+    torch.manual_seed(1)
+    train_prior(tmp_path / "whole", noisy_stage())
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    torch.manual_seed(2)
+    train_prior(tmp_path / "run", noisy_stage())
+    assert log(tmp_path / "run") == log(tmp_path / "whole")
+    assert_equal_files(tmp_path / "run", tmp_path / "whole")
+    train_prior(tmp_path / "still")
+    assert log(tmp_path / "still") != log(tmp_path / "whole")  # dropout was at work
+
+
+def test_a_finished_run_does_nothing_more(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
+    train(finished, validate_every=3)
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(ConfigError, match="another run trains in"):
+        train(tmp_path)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_states_come_back_as_they_were(tmp_path):
+    """Types, keys and the order in memory included, by which sums are rounded."""
+    before = train_prior(tmp_path)
+    fresh = trainer_of(tmp_path)
+    for name, state in before.states.items():
+        assert_same(state.state_dict(), fresh.states[name].state_dict())
+    groups = fresh.optimizer.state_dict()["param_groups"]
+    assert groups[0]["betas"] == (0.9, 0.99)
+    moments = [state["exp_avg"] for state in fresh.optimizer.state.values()]
+    assert any(moment.ndim == 4 and not moment.is_contiguous() for moment in moments)
+
+
+def assert_same(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        one, other = list(one.values()), list(other.values())
+    if isinstance(one, list | tuple):
+        for parts in zip(one, other, strict=True):
+            assert_same(*parts)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other) and one.stride() == other.stride() and one.dtype == other.dtype
+    else:
+        assert one == other
+
+
+def test_a_loss_scaler_is_resumed_too(tmp_path):
+    def scaled(scale: float) -> StageTrainer:
+        engine = Accelerator()
+        engine.scaler = torch.amp.GradScaler("cpu", init_scale=scale)  # accelerate makes one on a GPU alone
+        return StageTrainer(engine, *tiny_prior(), tiny_config(tmp_path), "prior", tmp_path)
+
+    before = scaled(8.0)
+    save_checkpoint(tmp_path, 1, before.states, keep=1)
+    after = scaled(2.0)
+    assert after.step == 1 and after.accelerator.scaler.state_dict() == before.accelerator.scaler.state_dict()
+
+
+def test_nothing_in_a_checkpoint_is_unpickled(tmp_path, monkeypatch):
+    train_prior(tmp_path)
+    assert {path.suffix for path in (tmp_path / "checkpoint-4").iterdir()} == {".safetensors", ".json"}
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("something was unpickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, refuse)
+    assert trainer_of(tmp_path).step == 4
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("optimizer.safetensors", cut, "optimizer.safetensors has [0-9,]+ bytes instead of [0-9,]+"),
+        ("model.safetensors", flip, "model.safetensors holds other bytes than were written"),
+        ("values.json", flip, "values.json holds other bytes than were written"),
+        ("average_unet.safetensors", Path.unlink, "average_unet.safetensors is missing"),
+        ("manifest.json", cut, "manifest.json cannot be read"),
+        ("manifest.json", Path.unlink, "manifest.json is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog, name, damage, words):
+    train_prior(tmp_path / "whole")
+    run = tmp_path / "run"
+    shutil.copytree(tmp_path / "whole", run)
+    damage(run / "checkpoint-4" / name)
+    trainer = trainer_of(run)
+    assert trainer.step == 2
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert re.fullmatch(f"{run}/checkpoint-4 is damaged and left out: {words}[.]", warning)
+    trainer.train(lambda step: None)
+    assert log(run) == log(tmp_path / "whole")
+    assert_equal_files(run, tmp_path / "whole")
+    assert find_damage(run / "checkpoint-4") is None
+
+
+def test_a_stage_without_a_usable_checkpoint_begins_anew_and_says_so(tmp_path, caplog):
+    train_prior(tmp_path / "whole")
+    run = tmp_path / "run"
+    shutil.copytree(tmp_path / "whole", run)
+    for step in (2, 4):
+        cut(run / f"checkpoint-{step}" / "model.safetensors")
+    trainer = trainer_of(run)
+    assert trainer.step == 0 and log(run) == []
+    assert f"No checkpoint in {run} can be used: the stage begins anew." in caplog.messages
+    trainer.train(lambda step: None)
+    assert_equal_files(run, tmp_path / "whole")
+
+
+def test_a_new_stage_has_nothing_to_warn_of(tmp_path, caplog):
+    assert trainer_of(tmp_path).step == 0 and not caplog.messages
+
+
+def test_a_damaged_checkpoint_takes_no_place_among_those_that_are_kept(tmp_path):
+    train_prior(tmp_path)
+    cut(tmp_path / "checkpoint-4" / "model.safetensors")
+    trainer = trainer_of(tmp_path, log_every=1, checkpoint_every=1)
+    kept = []
+    trainer._save, save = lambda: (save(), kept.append(checkpoint_steps(tmp_path))), trainer._save
+    trainer.train(lambda step: None)
+    assert kept == [[2, 3], [3, 4]]
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_as_many_checkpoints_are_kept_as_were_asked_for(tmp_path, limit):
+    train_prior(tmp_path, checkpoint_every=1, checkpoints_total_limit=limit)
+    assert checkpoint_steps(tmp_path) == [1, 2, 3, 4][-limit:]
+
+
+def test_leftovers_of_killed_saves_are_removed_and_never_found(tmp_path):
+    train_prior(tmp_path)
+    for name in ("checkpoint-9.tmp", "checkpoint-4.removed.tmp"):
+        shutil.copytree(tmp_path / "checkpoint-4", tmp_path / name)
+    assert checkpoint_steps(tmp_path) == [2, 4]
+    assert trainer_of(tmp_path).step == 4
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_save_that_fails_leaves_the_checkpoints_as_they_were(tmp_path):
+    states = dict(train_prior(tmp_path).states)
+
+    class Broken:
+        def state_dict(self):
+            raise RuntimeError("no")
+
+    for step in (4, 6):
+        with pytest.raises(RuntimeError):
+            save_checkpoint(tmp_path, step, {**states, "broken": Broken()}, keep=1)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert find_damage(tmp_path / "checkpoint-4") is None
+
+
+def test_a_checkpoint_never_waits_for_its_validation(tmp_path):
+    """What belongs to a step is written before the checkpoint that says the step is done."""
+    seen = []
+    trainer_of(tmp_path, validate_every=2).train(lambda step: seen.append((step, checkpoint_steps(tmp_path))))
+    assert seen == [(2, []), (4, [2])]
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_engines_that_cut_models_up_are_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    with pytest.raises(ConfigError, match=f"{kind.value} cuts models up"):
+        train(tmp_path)
+
+
+# --- a full disk -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(folder: Path, kilobytes: int):
+    """A file system of its own at `folder`; gives a function that makes it large."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield lambda: subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("mount"), reason="there is no mount command here")
+def test_a_full_disk_stops_a_run_which_then_goes_on(finished, tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("train_backshan", ROOT / "examples" / "train_backshan.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    disk = tmp_path / "disk"
+    settings = {**asdict(tiny_config(disk)), "stages": {"vae": {}, "prior": {}}}
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    monkeypatch.setattr(sys, "argv", ["train_backshan.py", "--config", str(tmp_path / "config.yaml")])
+    with small_disk(disk, 1200) as make_large:  # room for pictures and one checkpoint
+        assert script.main() == 1
+        sentence = capsys.readouterr().err.splitlines()[-1]
+        assert sentence == (
+            f"{disk} cannot be written (No space left on device): make room and run the same command again; what was"
+            " complete is kept."
+        )
+        assert checkpoint_steps(disk / "vae") == [2] and find_damage(disk / "vae" / "checkpoint-2") is None
+        assert not list((disk / "vae").glob("*.tmp"))
+        make_large()
+        assert script.main() == 0
+        for stage in ("vae", "prior"):
+            assert log(disk / stage) == log(finished / stage)
+            assert_equal_files(disk / stage, finished / stage)
+
+
+def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path):
+    train_prior(tmp_path)
+    cut(tmp_path / "checkpoint-4" / "model.safetensors")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    trainer = trainer_of(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(DiskFullError, match=r"written \(File too large\): make"), full_disk_in_words(tmp_path):
+            trainer.train(lambda step: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert trainer_of(tmp_path).step == 2
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(FileNotFoundError), full_disk_in_words(tmp_path):
+        (tmp_path / "nothing").read_bytes()
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 1e-3}, {"max_steps": 6}, {"seed": 1}, {"batch_size": 4}])
+def test_a_folder_is_not_trained_on_with_other_values(finished, changes):
+    before = (finished / "vae" / "training_config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=f"was trained with {next(iter(changes))} .*: give another output_dir"):
+        train(finished, **changes)
+    assert (finished / "vae" / "training_config.yaml").read_bytes() == before
+
+
+def test_an_unfinished_stage_is_not_trained_on_with_other_values(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "joint" / "pipeline")
+    shutil.rmtree(run / "joint" / "checkpoint-4")
+    with pytest.raises(ConfigError, match="joint was trained with batch_size 2, not 4"):
+        train(run, stages={"vae": {}, "prior": {}, "controlnet": {}, "joint": {"batch_size": 4}})
+    assert checkpoint_steps(run / "joint") == [2]
+
+
+@pytest.mark.parametrize("change", [(4, 8), (8, 4)])
+@pytest.mark.parametrize(("done", "refused"), [(2, False), (3, True)])
+def test_a_run_may_be_made_longer_or_shorter_until_its_rate_falls(tmp_path, change, done, refused):
+    before, after = change
+    write_record(tmp_path, {"max_steps": before})
+    assert learning_rate_factor(2, 1, 4) == 1 > learning_rate_factor(3, 1, 4)
+    with pytest.raises(ConfigError) if refused else nullcontext():
+        check_record(tmp_path, {"max_steps": after}, done)
+
+
+def test_checkpoints_without_a_record_are_not_gone_on_from(tmp_path):
+    check_record(tmp_path, {"max_steps": 4}, 0)
+    with pytest.raises(ConfigError, match="was trained without training_config.yaml"):
+        check_record(tmp_path, {"max_steps": 4}, 2)
+
+
+def test_the_record_says_what_trained(finished):
+    record = yaml.safe_load((finished / "joint" / "training_config.yaml").read_text())
+    assert (record["processes"], record["mixed_precision"], record["device"]) == (1, "no", "cpu")
+    assert record["packages"]["torch"] == version("torch")
+
+
+def test_a_run_may_not_go_on_with_another_number_of_processes(tmp_path):
+    write_record(tmp_path, {"processes": 2})
+    check_record(tmp_path, {"processes": 1}, None)
+    with pytest.raises(ConfigError, match="was trained with processes 2, not 1"):
+        check_record(tmp_path, {"processes": 1}, 10)
+
+
+# --- values that are not finite --------------------------------------------------------------------------------------
+
+
+def breaking_at(step: int):
+    """Batches that are not finite from a step on."""
+    good = tiny_prior()[1](0, None)
+
+    def make_batch(now, sampler):
+        return {**good, "latents": good["latents"] * (float("nan") if now >= step else 1)}
+
+    return make_batch
+
+
+def test_a_loss_that_is_not_finite_names_the_step_the_pairs_and_the_good_checkpoint(tmp_path):
+    trainer = trainer_of(tmp_path, tiny_prior()[0], breaking_at(3))
+    with pytest.raises(FloatingPointError) as stopped:
+        trainer.train(lambda step: None)
+    assert str(stopped.value) == (
+        f"the loss is nan at step 3 of prior, with the training pairs 5, 3: look at them, lower learning_rate, or use"
+        f" full precision; {tmp_path}/checkpoint-2 is good."
+    )
+    assert find_damage(tmp_path / "checkpoint-2") is None and checkpoint_steps(tmp_path) == [2]
+    resumed = trainer_of(tmp_path, tiny_prior()[0], breaking_at(2))
+    with pytest.raises(FloatingPointError, match="at step 2 .*checkpoint-2 is good"):
+        resumed.train(lambda step: None)
+
+
+def test_no_checkpoint_is_claimed_where_there_is_none(tmp_path):
+    with pytest.raises(FloatingPointError, match="at step 1 of .*; nothing is saved yet.$"):
+        trainer_of(tmp_path, tiny_prior()[0], breaking_at(1)).train(lambda step: None)
+
+
+def test_a_broken_gradient_never_reaches_the_weights(tmp_path):
+    stage, make_batch = tiny_prior()
+    weight = stage.trained["unet"].conv_in.weight
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = weight.detach().clone()
+    with pytest.raises(FloatingPointError, match="gradient norm of the unet is .* with the training pairs 5, 3"):
+        trainer_of(tmp_path, stage, make_batch).train(lambda step: None)
+    assert torch.equal(weight, before)
+    assert checkpoint_steps(tmp_path) == []
