@@ -312,7 +312,7 @@ def small_disk(folder: Path, kilobytes: int):
     try:
         yield lambda: subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # pictures in use do not keep it
 
 
 @pytest.mark.skipif(not shutil.which("mount"), reason="there is no mount command here")
