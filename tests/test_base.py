@@ -67,10 +67,11 @@ def test_a_stock_controlnet_joins_the_public_base(public, tmp_path):
 def test_one_of_ours_keeps_what_it_records_and_replaces_the_bases_own(tmp_path):
     tiny_pipeline(seed=1).save_pretrained(tmp_path / "base")
     ours = tiny_pipeline("canny+rgb", seed=2, mirror=False, default_prompt="seen from ahead").controlnet
+    ours.register_to_config(image_size=128)
     ours.save_pretrained(tmp_path / "controlnet")
     opened = open_base(str(tmp_path / "base"), 0, str(tmp_path / "controlnet"), default_prompt="ahead").controlnet
     assert (opened.config.conditioning, opened.config.mirror) == ("canny+rgb", False)
-    assert opened.config.default_prompt == "ahead"
+    assert (opened.config.default_prompt, opened.config.image_size) == ("ahead", 128)
     assert torch.equal(opened.conv_in.weight, ours.conv_in.weight)
 
 
