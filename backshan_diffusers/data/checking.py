@@ -53,7 +53,7 @@ def check_pairs(
         PairsError: if more than a few pairs cannot be read.
     """
     usable, skipped, looked_at = [], [], 0
-    for made, good, bad in read_chunks(partial(_read_usable, read), rows, processes, "pairs"):
+    for made, good, bad in read_chunks(partial(read_usable, read), rows, processes, "pairs"):
         usable += [looked_at + position for position in good]
         looked_at += len(good) + len(bad)
         skipped += bad
@@ -64,7 +64,7 @@ def check_pairs(
     return PairCheck(rows.select(usable) if skipped else rows, findings)
 
 
-def _read_usable(read: Callable | None, rows: Pairs) -> tuple[Result | None, list[int], list[Skipped]]:
+def read_usable(read: Callable | None, rows: Pairs) -> tuple[Result | None, list[int], list[Skipped]]:
     """What `read` makes of the rows that can be used, their positions, and the other rows."""
     made, good, bad = [], [], []
     for position in range(len(rows)):
