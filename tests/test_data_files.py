@@ -330,6 +330,7 @@ def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, monk
     lines = report.read_text().splitlines()
     assert [line.partition(":")[0] for line in lines[1:]] == [items[number] for number in bad]
     assert f"{len(good)} pairs can be used; left out are 5 that cannot" in lines[0]
+    assert [row["item_id"] for row in check_pairs(rows).usable] == [items[number] for number in good]
     alone = cache_pairs(rows, tmp_path / "other", workers=1)
     assert np.array_equal(alone.fronts, cached.fronts) and np.array_equal(alone.groups, cached.groups)
 

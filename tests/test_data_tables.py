@@ -76,8 +76,10 @@ def test_rows_hold_the_pictures_and_labels_of_the_table(tmp_path):
         "colour": ["red", "blue", None],
         "sizes": [["S"], [], ["M", "L"]],
         "mask": columns(3)["back"],
+        "place": [[[1.0, 2.0]]] * 3,
     }
-    write(values, tmp_path / "train.parquet")
+    place = datasets.Array2D((1, 2), "float32")
+    table(values).cast_column("place", place).to_parquet(tmp_path / "train.parquet")
     rows = opened(tmp_path)
     assert [row["item_id"] for row in rows] == ["i0", "i1", "i2"]
     assert [row["group_id"] for row in rows] == ["7", "7", "i2"]

@@ -10,6 +10,7 @@ from scipy import ndimage, stats
 from tiny import tiny_pipeline
 
 from backshan_diffusers.data import load_pairs
+from backshan_diffusers.data.arrays import CHUNK
 from backshan_diffusers.data.wardrobe import Wardrobe
 from backshan_diffusers.evaluation import (
     METRICS,
@@ -28,7 +29,7 @@ from backshan_diffusers.evaluation import (
     summarise,
     summarise_sides,
 )
-from backshan_diffusers.evaluation.baselines import CHUNK, item_seed, nearest, thumbnails
+from backshan_diffusers.evaluation.baselines import item_seed, nearest, thumbnails
 
 
 def noise(seed, shape=(24, 20, 3)):

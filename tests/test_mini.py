@@ -118,7 +118,7 @@ def test_each_front_is_nearest_to_its_own_truth(rows, fronts):
     assert (distances.argmin(axis=1) == np.arange(len(rows))).mean() >= 0.75
 
 
-def test_the_stock_pipeline_draws_the_same_front(rows, fronts):
+def test_the_stock_pipeline_draws_the_same_front(mini, rows, fronts):
     stock = StableDiffusionControlNetPipeline.from_pretrained(MINI, safety_checker=None, dtype=torch.float32)
     stock.set_progress_bar_config(disable=True)
     front = stock(

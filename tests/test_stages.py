@@ -37,6 +37,7 @@ def control_batch(pairs: int = 4, seed: int = 0) -> dict:
         "prompts": torch.randn(pairs, 7, 16, generator=generator),
         "groups": torch.arange(pairs) // 2,
         "shown": torch.tensor([True] * (pairs - 1) + [False]),
+        "items": torch.arange(pairs),
         "contrastive_weight": torch.tensor(0.5),
     }
 

@@ -344,7 +344,7 @@ def test_the_text_encoder_is_away_while_a_stage_trains_and_saved_with_it(tmp_pat
     base = tiny_pipeline(default_prompt="seen from ahead", default_guidance_scale=3.0)
     base.save_pretrained(tmp_path / "base")
     changes = {"model": ModelSize(), "base_model": str(tmp_path / "base"), "stages": {"controlnet": {}}}
-    run, seen = TrainingRun(config(tmp_path / "run", max_steps=1, checkpoint_every=1, **changes)), []
+    run, seen = TrainingRun(tiny_config(tmp_path / "run", max_steps=1, checkpoint_every=1, **changes)), []
     validate = run._validate
 
     def look(name, step, pipeline, held_out, prompts):
@@ -372,7 +372,7 @@ def test_two_runs_share_a_cache(tmp_path):
     few = {"max_steps": 1, "checkpoint_every": 1, "cache_dir": str(tmp_path / "shared")}
     train(tmp_path / "first", stages={"vae": {}, "prior": {}}, **few)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").iterdir() if path.suffix != ".lock"}
-    assert {path.suffix for path in before} == {".npy", ".safetensors"}
+    assert {path.suffix for path in before} == {".npy", ".jsonl", ".txt", ".safetensors"}
     train(tmp_path / "second", stages={"vae": {}, "prior": {}}, **few)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").iterdir() if path.suffix != ".lock"}
     assert after == before  # the same autoencoder too: it was trained with the same seed

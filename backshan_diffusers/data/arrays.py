@@ -26,14 +26,14 @@ def read_chunks(read: Callable[[Pairs], Result], rows: Pairs, processes: int, de
         processes: how many read, at most. More than one import the main script, which needs its `__main__` guard.
         description: of the bar.
     """
-    starts = range(0, len(rows), CHUNK)
-    processes = min(processes, len(starts))
+    places = [slice(start, start + CHUNK) for start in range(0, len(rows), CHUNK)]
+    processes = min(processes, len(places))
     with tqdm(total=len(rows), desc=description, unit=" pairs") as progress:
         if processes == 1:
-            yield from _counted((read(rows[start : start + CHUNK]) for start in starts), len(rows), progress)
+            yield from _counted((read(rows[place]) for place in places), len(rows), progress)
             return
         with ProcessPoolExecutor(processes, get_context("spawn"), _Reader.begin, (read, rows)) as pool:
-            yield from _counted(pool.map(_Reader.go_on, starts), len(rows), progress)
+            yield from _counted(pool.map(_Reader.go_on, places), len(rows), progress)
 
 
 def _counted(results: Iterable[Result], total: int, progress: tqdm) -> Iterator[Result]:
@@ -50,8 +50,8 @@ class _Reader:
         cls.read, cls.rows = staticmethod(read), rows
 
     @classmethod
-    def go_on(cls, start: int) -> Result:
-        return cls.read(cls.rows[start : start + CHUNK])
+    def go_on(cls, place: slice) -> Result:
+        return cls.read(cls.rows[place])
 
 
 def read_arrays(rows: Iterable[Mapping]) -> tuple[np.ndarray, np.ndarray, list[str], list[dict]]:

@@ -168,7 +168,7 @@ def _catalogue(store: Store) -> _Catalogue:
     faults, labels = dict(store.faults), label_pictures(store)
     first, repeated = {}, set()
     for position, pair in enumerate(labels):
-        if None in pair or position in faults:
+        if None in pair:  # a file without an equal, or a pair that is not complete
             continue
         if pair[0] == pair[1]:
             faults[position] = "its back and its front are the same file"
