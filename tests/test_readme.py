@@ -13,6 +13,8 @@ from backshan_diffusers import cli
 from backshan_diffusers.pictures import save_picture
 
 ROOT = Path(__file__).parent.parent
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+EXTRAS = re.search(r"^EXTRAS = \((.+?)\)", (ROOT / "setup.py").read_text(encoding="utf-8"), re.M)[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 MARK = re.compile(r"^<!-- not run", re.M)
@@ -80,10 +82,9 @@ def run_command(words: list[str]) -> None:
         case []:
             pass
         case ["make", *targets]:
-            makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
             assert targets
             for target in targets:
-                assert re.search(rf"^{re.escape(target)}:", makefile, re.M), f"make {target} does not exist"
+                assert re.search(rf"^{re.escape(target)}:", MAKEFILE, re.M), f"make {target} does not exist"
         case ["backshan", *arguments] | ["python", "-m", "backshan_diffusers", *arguments]:
             try:
                 code = cli.main(arguments)
@@ -102,6 +103,11 @@ def run_command(words: list[str]) -> None:
             done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
             for option in (word for word in arguments if word.startswith("--")):
                 assert re.search(rf"{option}\b", done.stdout), f"{script} has no {option}"
+        case ["pip", "install", "-e", requirement]:
+            extras = re.fullmatch(r"\.\[([\w,]+)\]", requirement)[1].split(",")
+            assert set(extras) <= set(re.findall(r'"(\w+)"', EXTRAS)), requirement
+        case ["source", activate]:
+            assert re.search(rf"^VENV := {re.escape(activate.removesuffix('/bin/activate'))}$", MAKEFILE, re.M)
         case ["mkdir", *_]:
             pass
         case _:
