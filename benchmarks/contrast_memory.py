@@ -8,22 +8,16 @@ import json
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from report import Parser, Table, output_file, peak_memory_mib, positive, publish
 from tqdm import tqdm
+from training_step import random_trainer
 
 from backshan_diffusers import MINI, BackToFrontPipeline
 from backshan_diffusers.objective import PRESETS
-from backshan_diffusers.training.batches import StepSampler, noise_batch, timestep_batch
-from backshan_diffusers.training.config import TrainingConfig
-from backshan_diffusers.training.stages import ControlStage, noise_schedule
-from backshan_diffusers.training.trainer import StageTrainer
 
 WAYS = ("one batch", "cached")
 
@@ -69,31 +63,9 @@ def in_a_process_of_its_own(pairs: int, way: str, options: argparse.Namespace) -
 def one_step(way: str, pairs: int, options: argparse.Namespace) -> dict[str, float]:
     """One step of the `joint` stage of the embedded model with `pairs` pairs that are all compared."""
     size = pairs if way == "one batch" else options.micro_batch
-    pipeline, objective = BackToFrontPipeline.from_pretrained(MINI, dtype=torch.float32), PRESETS[options.objective]
-    side, latent = pipeline.controlnet.config.image_size, pipeline.unet.config.sample_size
-
-    def make_batch(number: int, sampler: StepSampler) -> dict:
-        generator = sampler.generator(number, "picture")
-        latents = torch.randn(size, pipeline.unet.config.in_channels, latent, latent, generator=generator)
-        batch = {
-            "latents": latents,
-            "prompts": torch.zeros(size, 77, pipeline.unet.config.cross_attention_dim),
-            "back_control": torch.rand(size, 3, side, side, generator=generator),
-            "front_control": torch.rand(size, 3, side, side, generator=generator),
-            "groups": torch.arange(size) + number * size,
-            "shown": torch.ones(size, dtype=torch.bool),
-            "contrastive_weight": torch.tensor(objective.contrastive_weight),
-            "timesteps": timestep_batch(size, 1000, generator),
-        }
-        return batch | noise_batch(objective, latents, generator)
-
-    stage = ControlStage(
-        pipeline.controlnet, pipeline.unet, noise_schedule(pipeline.scheduler), objective, train_unet="all"
-    )
-    folder = Path(tempfile.mkdtemp())
+    pipeline = BackToFrontPipeline.from_pretrained(MINI, dtype=torch.float32)
     parts = {"gradient_accumulation_steps": pairs // size, "cached_contrast": way == "cached"}
-    config = TrainingConfig(output_dir=str(folder), batch_size=size, **parts)
-    trainer = StageTrainer(Accelerator(), stage, make_batch, config, "joint", folder)
+    trainer = random_trainer(pipeline, PRESETS[options.objective], "all", "no", batch_size=size, **parts)
     before = peak_memory_mib(resource.getrusage(resource.RUSAGE_SELF))
     begin = time.perf_counter()
     trainer.advance()

@@ -5,16 +5,13 @@ python benchmarks/step_cost.py --json benchmarks/results/step_cost.json
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -22,14 +19,11 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from report import Parser, Table, output_file, peak_memory_mib, positive, publish
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+from training_step import random_trainer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from backshan_diffusers import MINI, BackshanControlNetModel, BackToFrontPipeline
 from backshan_diffusers.objective import PRESETS
-from backshan_diffusers.training.batches import StepSampler, noise_batch, timestep_batch
-from backshan_diffusers.training.config import TrainingConfig
-from backshan_diffusers.training.stages import ControlStage, noise_schedule
-from backshan_diffusers.training.trainer import StageTrainer
 
 VARIANTS = {
     "public": "the public ControlNet step",
@@ -45,35 +39,32 @@ MODELS = {"sd15": 256, "mini": 128}
 
 TOKENS = 77
 
+TIMED_STEPS = 3
+"""Steps of a process, after the first, of which the fastest counts."""
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options."""
     parser = Parser(prog="step_cost.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=MODELS, default="sd15", help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=2, help="pairs in a step (default: %(default)s)")
-    parser.add_argument("--rounds", type=positive, default=5, help="each times every variant (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=3, help="processes of each, in turn (default: %(default)s)")
     parser.add_argument("--precision", choices=("no", "bf16"), default="bf16", help="(default: %(default)s)")
     parser.add_argument("--json", type=output_file, help="write the results here")
-    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, write what was asked for."""
     options = parse(arguments)
-    if options.memory_of:
-        steps(options, [options.memory_of])[options.memory_of]()
-        print(json.dumps({"peak_memory_mib": peak_memory_mib(resource.getrusage(resource.RUSAGE_SELF))}))
+    if options.only:
+        print(json.dumps(measure(options)))
         return
-    memory = {name: peak_memory(name, options) for name in tqdm(VARIANTS, desc="memory")}
-    callables = steps(options, list(VARIANTS))
-    arithmetic = {name: gigaflops(step) for name, step in callables.items()}
-    seconds = {name: [] for name in VARIANTS}
-    for _ in tqdm(range(options.rounds), desc="rounds"):
-        for name, step in callables.items():
-            begin = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - begin)
+    order = [name for _ in range(options.rounds) for name in VARIANTS]
+    found = {name: [] for name in VARIANTS}
+    for name in tqdm(order, unit="process"):
+        found[name].append(in_a_process_of_its_own(name, options))
     results = {
         "model": options.model,
         "size_px": MODELS[options.model],
@@ -81,22 +72,36 @@ def main(arguments: Sequence[str]) -> None:
         "precision": options.precision,
         "rounds": options.rounds,
         "threads": torch.get_num_threads(),
-        "variants": {
-            name: {
-                "seconds": seconds[name],
-                "median_s": statistics.median(seconds[name]),
-                "gigaflops": arithmetic[name],
-                "peak_memory_mib": memory[name],
-            }
-            for name in VARIANTS
-        },
+        "variants": {name: summary(rounds) for name, rounds in found.items()},
     }
     publish([table(results)], results, arguments, 0, options.json)
 
 
-def steps(options: argparse.Namespace, names: list[str]) -> dict[str, Callable[[], None]]:
-    """One training step of each variant, on models of its own only where it changes their precision."""
-    return {name: public_step(options) if name == "public" else our_step(options, name) for name in names}
+def in_a_process_of_its_own(name: str, options: argparse.Namespace) -> dict[str, float]:
+    """What `measure` finds of a variant in a process that does nothing else: several large ones do not fit at once."""
+    command = [sys.executable, __file__, "--only", name, "--model", options.model]
+    command += ["--batch-size", str(options.batch_size), "--precision", options.precision]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """Operations of a first step, seconds of the fastest of `TIMED_STEPS` later ones, and the peak of memory."""
+    step = public_step(options) if options.only == "public" else our_step(options, options.only)
+    operations, seconds = gigaflops(step), []
+    for _ in range(TIMED_STEPS):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    memory = peak_memory_mib(resource.getrusage(resource.RUSAGE_SELF))
+    return {"seconds": min(seconds), "gigaflops": operations, "peak_memory_mib": memory}
+
+
+def summary(rounds: list[dict[str, float]]) -> dict:
+    """Medians over the rounds, and every round's seconds."""
+    names = {"median_s": "seconds", "gigaflops": "gigaflops", "peak_memory_mib": "peak_memory_mib"}
+    medians = {name: statistics.median(each[key] for each in rounds) for name, key in names.items()}
+    return {"seconds": [each["seconds"] for each in rounds], **medians}
 
 
 def build(model: str) -> BackToFrontPipeline:
@@ -178,32 +183,7 @@ def our_step(options: argparse.Namespace, name: str) -> Callable[[], None]:
     Latents and prompt come from caches, as they do in training; making control pictures is left out on both sides.
     """
     objective = replace(PRESETS["backshan"], front_gradient=False) if name == "watched" else PRESETS[name]
-    pipeline, side, size = build(options.model), MODELS[options.model], options.batch_size
-    channels, width = pipeline.unet.config.in_channels, pipeline.unet.config.cross_attention_dim
-    latent = side // pipeline.vae_scale_factor
-
-    def make_batch(number: int, sampler: StepSampler) -> dict:
-        generator = sampler.generator(number, "picture")
-        latents = torch.randn(size, channels, latent, latent, generator=generator)
-        batch = {
-            "latents": latents,
-            "prompts": torch.randn(1, TOKENS, width, generator=generator).repeat(size, 1, 1),
-            "back_control": torch.rand(size, 3, side, side, generator=generator),
-            "front_control": torch.rand(size, 3, side, side, generator=generator),
-            "groups": torch.arange(size),
-            "shown": torch.ones(size, dtype=torch.bool),
-            "contrastive_weight": torch.tensor(objective.contrastive_weight),
-            "timesteps": timestep_batch(size, 1000, generator),
-        }
-        return batch | noise_batch(objective, latents, generator)
-
-    accelerator = Accelerator(mixed_precision=options.precision)
-    stage = ControlStage(
-        pipeline.controlnet, pipeline.unet, noise_schedule(pipeline.scheduler), objective, train_unet=None
-    )
-    folder = Path(tempfile.mkdtemp())
-    config = TrainingConfig(output_dir=str(folder), batch_size=size, learning_rate=1e-5)
-    trainer = StageTrainer(accelerator, stage, make_batch, config, "controlnet", folder)
+    trainer = random_trainer(build(options.model), objective, None, options.precision, batch_size=options.batch_size)
     return trainer.advance
 
 
@@ -212,14 +192,6 @@ def gigaflops(step: Callable[[], None]) -> float:
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops() / 1e9
-
-
-def peak_memory(name: str, options: argparse.Namespace) -> float:
-    """The most memory that a process of its own holds over one step of this variant, in MiB."""
-    command = [sys.executable, __file__, "--memory-of", name, "--model", options.model]
-    command += ["--batch-size", str(options.batch_size), "--precision", options.precision]
-    run = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
-    return json.loads(run.stdout.splitlines()[-1])["peak_memory_mib"]
 
 
 def table(results: dict) -> Table:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import TINY, pair_arrays, step_pairs, tiny_pipeline
+from tiny import pair_arrays, step_pairs, tiny_config, tiny_pipeline
 
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.training.augmentation import Augmentation, move_mask, move_picture, recolour
@@ -25,20 +25,7 @@ ALL = np.arange(8)
 
 
 def config(folder, **changes) -> TrainingConfig:
-    values = {
-        "model": replace(TINY),
-        "train_pairs": 8,
-        "validation_pairs": 1,
-        "batch_size": 4,
-        "max_steps": 4,
-        "checkpoint_every": 2,
-        "validate_every": 4,
-        "log_every": 1,
-        "crop_sizes": (32,),
-        "warmup_steps": 1,
-        "objective": {"preset": "paper"},
-    }
-    return TrainingConfig(output_dir=str(folder), **{**values, **changes})
+    return tiny_config(folder, **{"validation_pairs": 1, "batch_size": 4, "crop_sizes": (32,)} | changes)
 
 
 @pytest.fixture(scope="module")

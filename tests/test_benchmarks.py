@@ -259,6 +259,34 @@ def test_reading_speed_refuses_what_load_pairs_refuses(capsys):
     assert "folder needs a path" in refused("reading_speed", capsys, "--source", "folder", "--size", "32")
 
 
+def test_step_cost_measures_every_variant_beside_the_public_step(capsys, tmp_path):
+    target = tmp_path / "cost.json"
+    script("step_cost").main(["--model", "mini", "--batch-size", "2", "--rounds", "1", "--json", str(target)])
+    results = json.loads(target.read_text())["results"]
+    variants = results["variants"]
+    assert list(variants) == ["public", "mse", "paper", "backshan", "watched"]
+    assert all(each["peak_memory_mib"] > 100 and each["median_s"] > 0 for each in variants.values())
+    operations = {name: each["gigaflops"] for name, each in variants.items()}
+    assert operations["mse"] < operations["watched"] < operations["backshan"] <= operations["paper"]
+    assert operations["mse"] < operations["public"]  # which encodes picture and prompt in every step
+    assert "of the public step" in capsys.readouterr().out
+
+
+def test_contrast_memory_compares_all_pairs_both_ways(capsys, tmp_path):
+    target = tmp_path / "memory.json"
+    script("contrast_memory").main(["--pairs", "4", "--micro-batch", "2", "--json", str(target)])
+    steps = json.loads(target.read_text())["results"]["steps"]
+    assert [(each["pairs"], each["way"]) for each in steps] == [(4, "one batch"), (4, "cached")]
+    assert all(each["peak_mib"] >= each["before_mib"] > 0 for each in steps)
+    assert "peak in MiB" in capsys.readouterr().out
+
+
+def test_contrast_memory_needs_whole_micro_batches(capsys):
+    assert "--pairs 6 is no multiple of --micro-batch 4" in refused(
+        "contrast_memory", capsys, "--pairs", "6", "--micro-batch", "4"
+    )
+
+
 MAKEFILE = """
 demo test: .venv/ready
 	test ! -e result

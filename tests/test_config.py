@@ -10,7 +10,7 @@ import torch
 import yaml
 from tiny import TINY
 
-from backshan_diffusers.objective import PRESETS, Objective
+from backshan_diffusers.objective import PRESETS
 from backshan_diffusers.training.config import STAGES, ConfigError, ModelSize, TrainingConfig
 from backshan_diffusers.training.options import (
     _in_words,
@@ -72,7 +72,7 @@ def test_options_reach_every_depth(tmp_path):
     assert config.model == ModelSize(64, 4, unet_channels=(16, 32), unet_attention=(False, True))
     assert (config.crop_sizes, config.mirror, config.prompt, config.learning_rate) == ((32, 64), False, None, 5e-4)
     assert config.stage("joint").resolve_objective().temperature == 0.2
-    assert config.stage("controlnet").resolve_objective().temperature == 1
+    assert config.stage("controlnet").resolve_objective().temperature == PRESETS["backshan"].temperature
 
 
 def test_numbers_are_read_as_the_fields_mean_them(tmp_path):
@@ -108,8 +108,10 @@ def test_an_objective_is_a_preset_with_changes(tmp_path):
     config = read(tmp_path, "objective: {preset: mse, temperature: 0.1}")
     assert config.resolve_objective() == replace(PRESETS["mse"], temperature=0.1)
     assert config.objective == {"preset": "mse", **asdict(replace(PRESETS["mse"], temperature=0.1))}
-    assert read(tmp_path, "").resolve_objective() == PRESETS["paper"]
-    assert read(tmp_path, "objective: {temperature: 0.1}").resolve_objective() == Objective(1.0, temperature=0.1)
+    assert read(tmp_path, "").resolve_objective() == PRESETS["backshan"]
+    assert read(tmp_path, "objective: {temperature: 0.2}").resolve_objective() == replace(
+        PRESETS["backshan"], temperature=0.2
+    )
 
 
 def test_a_preset_begins_the_objective_anew(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from skimage import data
 from test_stages import control_batch, control_stage
-from tiny import TINY, pair_arrays, step_pairs, tiny_pipeline
+from tiny import pair_arrays, step_pairs, tiny_config, tiny_pipeline
 
 from backshan_diffusers import BackToFrontPipeline
 from backshan_diffusers.data import DRAWN, load_pairs
@@ -226,18 +226,8 @@ def test_both_denoising_stages_leave_the_face_out():
 
 
 def config(folder, **changes) -> TrainingConfig:
-    values = {
-        "model": replace(TINY),
-        "train_pairs": 4,
-        "validation_pairs": 1,
-        "batch_size": 2,
-        "max_steps": 1,
-        "checkpoint_every": 1,
-        "log_every": 1,
-        "crop_sizes": (32,),
-        "warmup_steps": 0,
-    }
-    return TrainingConfig(output_dir=str(folder), **{**values, **changes})
+    one_step = {"train_pairs": 4, "validation_pairs": 1, "max_steps": 1, "checkpoint_every": 1, "crop_sizes": (32,)}
+    return tiny_config(folder, **one_step | changes)
 
 
 def test_a_step_knows_which_cells_its_faces_touch(tmp_path):

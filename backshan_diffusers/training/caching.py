@@ -287,12 +287,16 @@ def cache_latents(
     mine = range(accelerator.process_index, len(paths), accelerator.num_processes)
     with _alone(folder, key) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()  # until this run has the folder's latents for itself
-        missing = [shard for shard in mine if not _is_whole(paths[shard])]
-        for shard in tqdm(missing, desc=f"latents of {view}", unit=f"{SHARD} pictures", disable=not missing):
-            pictures = source[shard * SHARD : (shard + 1) * SHARD]
-            latents = encode(pictures[:, :, ::-1] if flipped else pictures, vae)
-            with _writing_in(folder):
-                save_atomically({"latents": latents}, paths[shard])
+        missing = {
+            paths[shard]: source[shard * SHARD : (shard + 1) * SHARD] for shard in mine if not _is_whole(paths[shard])
+        }
+        left = sum(map(len, missing.values()))
+        with tqdm(total=left, desc=f"latents of {view}", unit=" pictures", disable=not left) as progress:
+            for path, pictures in missing.items():
+                latents = encode(pictures[:, :, ::-1] if flipped else pictures, vae)
+                with _writing_in(folder):
+                    save_atomically({"latents": latents}, path)
+                progress.update(len(pictures))
         accelerator.wait_for_everyone()
     return torch.cat([load_file(path)["latents"] for path in paths])
 

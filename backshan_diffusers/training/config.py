@@ -22,7 +22,7 @@ HARD_NEGATIVES = ("none", "attributes", "look")
 NEEDED = STAGES[:2]
 """What a run from nothing cannot leave out: all later stages stand on it."""
 
-DEFAULT_PRESET = "paper"
+DEFAULT_PRESET = "backshan"
 
 UNLOCKS = ("decoder", "attention", "all")
 """What of the U-Net `joint` can train."""
