@@ -1,6 +1,7 @@
 """Faces of the fronts that are learned from: found, and blurred or blanked. One copy, free of torch, because worker
 processes import it."""
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import cv2
@@ -96,11 +97,6 @@ def mask_row(row: dict, mask_face: str) -> dict:
     return row | {"front": PIL.Image.fromarray(masked), "front_face": mask}
 
 
-def read_masked_arrays(
-    rows: Pairs, mask_face: str
-) -> tuple[np.ndarray, np.ndarray, list[str], list[dict], np.ndarray]:
-    """As [`read_arrays`] with masked fronts, and then the pixels of them that are masked, eight of them in a byte:
-    `N x size x ceil(size / 8)` uint8."""
-    masked = [mask_row(row, mask_face) for row in rows]
-    touched = np.stack([np.asarray(row["front_face"]) > 0 for row in masked])
-    return *read_arrays(masked), np.packbits(touched, axis=-1)
+def read_masked_arrays(rows: Pairs, mask_face: str, masks: Sequence[str]) -> tuple:
+    """As [`read_arrays`] with masked fronts; the last array is that of the pixels of them that are masked."""
+    return read_arrays([mask_row(row, mask_face) for row in rows], (*masks, "front_face"))

@@ -228,7 +228,7 @@ def test_changes_depend_on_the_step_and_the_process_alone(smooth):
 
 def test_crops_are_those_of_changed_pictures(smooth):
     taken = step_pairs(smooth, ALL[:2], flip=1.0, colour_jitter=(0.3, 0.3, 0.5, 0.1))
-    crops = crop_batch(taken, 64, torch.Generator().manual_seed(0))["pixels"]
+    crops = crop_batch(taken, 64, {}, torch.Generator().manual_seed(0))["pixels"]
     pictures = np.concatenate([taken.backs(), taken.fronts()]).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(crops.numpy(), pictures / 127.5 - 1, atol=1e-6)
 

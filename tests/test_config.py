@@ -294,6 +294,7 @@ RUNS = {
     "lpc": list(STAGES),
     "mini": list(STAGES),
     "mini-finish": ["vae", "joint"],
+    "mini-focus": ["vae", "joint"],
     "sd15-stage1": ["controlnet"],
     "sd15-stage2": ["joint"],
     "smoke": list(STAGES),

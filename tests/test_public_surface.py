@@ -77,7 +77,7 @@ def test_options_of_the_training_script():
         *("unlock_unet", "max_steps", "batch_size", "learning_rate", "unet_learning_rate", "warmup_steps"),
         *("weight_decay", "max_grad_norm", "ema_decay", "log_every", "checkpoint_every", "validate_every"),
         *("flip", "colour_jitter", "affine", "affine_shared", "hard_negatives", "hard_group_size"),
-        *("cached_contrast", "gradient_accumulation_steps", "checkpoints_total_limit"),
+        *("person_weight", "head_weight", "cached_contrast", "gradient_accumulation_steps", "checkpoints_total_limit"),
     }
     model = {
         *("image_size", "latent_channels", "vae_channels", "unet_channels", "unet_attention", "condition_channels"),

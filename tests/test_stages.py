@@ -254,14 +254,17 @@ def test_autoencoder_loss_equals_the_formula():
     vae = tiny_pipeline().vae
     pixels, noise = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 4, 4, 4)
     stage = AutoencoderStage(vae, latents_stay=False, kl_weight=0.1, edge_weight=2.0, colour_weight=3.0)
-    terms = stage({"pixels": pixels, "noise": noise})
+    weights = torch.randint(1, 5, (2, 1, 32, 32)).float()
+    terms = stage({"pixels": pixels, "noise": noise, "weights": weights})
     posterior = vae.encode(pixels).latent_dist
     rebuilt = vae.decode(posterior.mean + posterior.std * noise).sample
     red, green, blue = (rebuilt - pixels).detach().numpy().swapaxes(0, 1)
     opponent = (red + green + blue) / 3**0.5, 3 * (red - green) / 2**0.5, 3 * (red + green - 2 * blue) / 6**0.5
     error = np.stack(opponent, axis=1)
-    l1 = np.abs(error).mean()
-    edges = np.abs(error[..., 1:] - error[..., :-1]).mean() + np.abs(error[..., 1:, :] - error[..., :-1, :]).mean()
+    counts = np.broadcast_to(weights.numpy(), error.shape)
+    l1 = np.average(np.abs(error), weights=counts)
+    right, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+    edges = np.average(np.abs(right), weights=counts[..., 1:]) + np.average(np.abs(down), weights=counts[..., 1:, :])
     kl = torch.distributions.kl_divergence(
         torch.distributions.Normal(posterior.mean, posterior.std), torch.distributions.Normal(0.0, 1.0)
     )
@@ -273,6 +276,7 @@ def test_autoencoder_loss_equals_the_formula():
 def test_latents_stay_where_only_the_decoder_learns():
     vae = tiny_pipeline().vae
     stage = AutoencoderStage(vae, latents_stay=True, kl_weight=0.1, edge_weight=1.0, colour_weight=1.0)
-    stage({"pixels": torch.rand(2, 3, 32, 32), "noise": torch.zeros(2, 4, 4, 4)})["loss"].backward()
+    batch = {"pixels": torch.rand(2, 3, 32, 32), "noise": torch.zeros(2, 4, 4, 4), "weights": torch.ones(2, 1, 32, 32)}
+    stage(batch)["loss"].backward()
     learning = {name.partition(".")[0] for name, p in vae.named_parameters() if p.grad is not None}
     assert learning == {"decoder", "post_quant_conv"}

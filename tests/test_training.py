@@ -249,7 +249,7 @@ def test_of_several_crops_the_one_with_most_detail_is_learned_from():
     pairs = pair_arrays(200)
     noise, pairs.backs[:], pairs.fronts[:] = pairs.backs[:, :32].copy(), 90, 90
     pairs.backs[:, :32] = noise
-    crops = crop_batch(step_pairs(pairs, np.arange(200)), 16, torch.Generator().manual_seed(0))["pixels"]
+    crops = crop_batch(step_pairs(pairs, np.arange(200)), 16, {}, torch.Generator().manual_seed(0))["pixels"]
     top = (crops[:200].std(dim=(1, 2, 3)) > 0).float().mean()
     assert crops[200:].std() == 0
     assert top > 0.95  # one crop in two and a half holds nothing of the upper half, four of them nearly never
@@ -257,7 +257,7 @@ def test_of_several_crops_the_one_with_most_detail_is_learned_from():
 
 def test_crops_come_from_their_own_pictures():
     pairs = pair_arrays()
-    crops = crop_batch(step_pairs(pairs, np.array([3, 6])), 16, torch.Generator().manual_seed(0))["pixels"]
+    crops = crop_batch(step_pairs(pairs, np.array([3, 6])), 16, {}, torch.Generator().manual_seed(0))["pixels"]
     assert crops.shape == (4, 3, 16, 16)
     for crop, source in zip(crops, (pairs.backs[3], pairs.backs[6], pairs.fronts[3], pairs.fronts[6]), strict=True):
         windows = to_pixels(source[None])[0].unfold(1, 16, 1).unfold(2, 16, 1)

@@ -1,6 +1,6 @@
 """Pairs as arrays. Worker processes import this module, so it is kept free of torch, which takes seconds to import."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import TypeVar
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .pairs import VIEWS, Pairs
+from .pairs import VIEWS, Pairs, PairsError
 
 Result = TypeVar("Result")
 
@@ -54,11 +54,27 @@ class _Reader:
         return cls.read(cls.rows[place])
 
 
-def read_arrays(rows: Iterable[Mapping]) -> tuple[np.ndarray, np.ndarray, list[str], list[dict]]:
-    """Backs and fronts of all rows, both `N x size x size x 3` uint8, their `N` group ids and their attributes."""
+def read_arrays(rows: Iterable[Mapping], masks: Sequence[str] = ()) -> tuple:
+    """Backs and fronts of all rows, both `N x size x size x 3` uint8, their `N` group ids and their attributes; then
+    for each of `masks` the pixels that it touches, eight of them in a byte: `N x size x ceil(size / 8)` uint8.
+
+    Raises:
+        PairsError: if a row lacks one of the masks.
+    """
     made = list(rows)
     backs, fronts = (np.stack([np.asarray(row[view]) for row in made]) for view in VIEWS)
-    return backs, fronts, [row["group_id"] for row in made], [row["attributes"] for row in made]
+    touched = [_packed([_mask(row, name) for row in made]) for name in masks]
+    return backs, fronts, [row["group_id"] for row in made], [row["attributes"] for row in made], *touched
+
+
+def _packed(masks: list[np.ndarray]) -> np.ndarray:
+    return np.packbits(np.stack(masks) > 0, axis=-1)
+
+
+def _mask(row: Mapping, name: str) -> np.ndarray:
+    if row[name] is None:
+        raise PairsError(f"the pair {row['item_id']} has no {name} mask: choose a source that has one, or go without.")
+    return np.asarray(row[name])
 
 
 def read_small_backs(rows: Iterable[Mapping], side: int) -> np.ndarray:

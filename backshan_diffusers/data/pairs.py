@@ -4,19 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-COLUMNS = (
-    "item_id",
-    "group_id",
-    "back",
-    "front",
-    "back_person",
-    "front_person",
-    "back_garments",
-    "front_garments",
-    "front_head",
-    "front_face",
-    "attributes",
-)
+MASKS = ("back_person", "front_person", "back_garments", "front_garments", "front_head", "front_face")
+"""Columns of masks, which a source may leave empty."""
+
+COLUMNS = ("item_id", "group_id", "back", "front", *MASKS, "attributes")
 
 VIEWS = ("back", "front")
 SPLITS = ("train", "validation", "test")

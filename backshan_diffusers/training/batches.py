@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,8 +95,19 @@ class StepPairs:
 
     def faces(self) -> np.ndarray:
         """`B x S x S` bool: which pixels of the fronts are those of a masked face."""
-        faces = np.unpackbits(self._pairs.faces[self.indices], axis=-1, count=self._side)
-        return self._each(move_mask, self._flip(faces), self._front_moves).astype(bool)
+        return self._mask(self._pairs.faces)
+
+    def weights(self, focus: Mapping[str, float]) -> np.ndarray:
+        """`B x S x S` float32: how much each pixel of the fronts counts, 1 where no mask of `focus` touches it and
+        the largest of their weights where some do."""
+        weights = np.ones((len(self.indices), self._side, self._side), dtype=np.float32)
+        for name, weight in focus.items():
+            weights[self._mask(self._pairs.masks[name])] = weight
+        return weights
+
+    def _mask(self, packed: np.ndarray) -> np.ndarray:
+        mask = np.unpackbits(packed[self.indices], axis=-1, count=self._side)
+        return self._each(move_mask, self._flip(mask), self._front_moves).astype(bool)
 
     def groups(self) -> torch.Tensor:
         """`B` int64, equal where the outfit is equal."""
@@ -124,26 +135,35 @@ def crop_shape(step: int, batch_size: int, crop_sizes: tuple[int, ...]) -> tuple
     return side, max(1, batch_size * min(crop_sizes) ** 2 // side**2)
 
 
-def crop_batch(pairs: StepPairs, crop_size: int, generator: torch.Generator) -> dict:
-    """Square crops of the backs and fronts, one of each item: `2B x 3 x crop_size x crop_size` in [-1, 1]."""
-    pictures = [*pairs.backs(), *pairs.fronts()]
-    return {"pixels": to_pixels(np.stack([_detailed_crop(each, crop_size, generator) for each in pictures]))}
+def crop_batch(pairs: StepPairs, crop_size: int, focus: Mapping[str, float], generator: torch.Generator) -> dict:
+    """Square crops of the backs and fronts, one of each item: `2B x 3 x crop_size x crop_size` in [-1, 1], and how
+    much each of their pixels counts, `2B x 1 x crop_size x crop_size`."""
+    backs, weights = pairs.backs(), pairs.weights(focus)
+    pictures, weights = [*backs, *pairs.fronts()], [*np.ones_like(weights), *weights]
+    crops = [_detailed_crop(*each, crop_size, generator) for each in zip(pictures, weights, strict=True)]
+    pixels, weights = (np.stack(parts) for parts in zip(*crops, strict=True))
+    return {"pixels": to_pixels(pixels), "weights": torch.from_numpy(weights)[:, None]}
 
 
-def _detailed_crop(picture: np.ndarray, crop_size: int, generator: torch.Generator) -> np.ndarray:
-    """Of `CROP_CANDIDATES` random crops of an `S x S x 3` picture the one with most detail; of equals the first.
+def _detailed_crop(
+    picture: np.ndarray, weights: np.ndarray, crop_size: int, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of `CROP_CANDIDATES` random crops of an `S x S x 3` picture and its `S x S` weights the one with most detail, as
+    far as it counts; of equals the first.
 
     Most of a picture is backdrop, from which an autoencoder learns nothing more once it has learned it.
     """
     corners = torch.randint(len(picture) - crop_size + 1, (CROP_CANDIDATES, 2), generator=generator).tolist()
-    crops = [picture[top : top + crop_size, left : left + crop_size] for top, left in corners]
-    return max(crops, key=_detail)
+    places = [(slice(top, top + crop_size), slice(left, left + crop_size)) for top, left in corners]
+    return max(((picture[place], weights[place]) for place in places), key=lambda crop: _detail(*crop))
 
 
-def _detail(picture: np.ndarray) -> int:
-    """Sum of the absolute differences of neighbouring pixels."""
-    values = picture.astype(np.int32)
-    return sum(int(np.abs(np.diff(values, axis=axis)).sum()) for axis in (0, 1))
+def _detail(picture: np.ndarray, weights: np.ndarray) -> float:
+    """Weighted sum of the absolute differences of neighbouring pixels."""
+    values = picture.astype(np.float32)
+    down = np.abs(np.diff(values, axis=0)) * weights[1:, :, None]
+    right = np.abs(np.diff(values, axis=1)) * weights[:, 1:, None]
+    return float(down.sum() + right.sum())
 
 
 def latent_batch(latents: torch.Tensor, prompts: torch.Tensor, generator: torch.Generator, p: float) -> dict:
@@ -155,6 +175,19 @@ def latent_batch(latents: torch.Tensor, prompts: torch.Tensor, generator: torch.
     """
     dropped = (torch.rand(len(latents), generator=generator) < p).long()
     return {"latents": latents, "prompts": prompts[dropped]}
+
+
+def cell_weights(weights: np.ndarray, factor: int) -> torch.Tensor:
+    """Weights of a step's latent cells in the loss: the largest of the pixels each of them stands for.
+
+    Args:
+        weights: `B x S x S` float32.
+        factor: side of a picture over the side of its latents.
+
+    Returns:
+        `B x 1 x S/factor x S/factor` float32.
+    """
+    return torch.nn.functional.max_pool2d(torch.from_numpy(weights)[:, None], factor)
 
 
 def kept_cells(faces: np.ndarray, factor: int) -> torch.Tensor:

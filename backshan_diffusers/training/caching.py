@@ -13,9 +13,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from ..data import Pairs, PairsError
 from ..data.arrays import CHUNK, read_arrays
 from ..data.checking import read_usable, summary
-from ..data.pairs import Skipped, refuse_too_many
+from ..data.pairs import MASKS, Skipped, refuse_too_many
 from ..faces import masking_key, read_masked_arrays
 from ..files import complete_file
 from .config import ConfigError
@@ -58,6 +58,7 @@ class PairArrays:
         groups: `N` int64, equal where the outfit is equal.
         key: what the arrays depend on, as a short hash.
         faces: `N x S x ceil(S / 8)` uint8, eight pixels in a byte: which of the fronts' are masked. None: none are.
+        masks: the same for each mask of the fronts that was asked for, by its column.
     """
 
     backs: np.ndarray
@@ -65,9 +66,12 @@ class PairArrays:
     groups: np.ndarray
     key: str
     faces: np.ndarray | None = None
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def cache_pairs(rows: Pairs, folder: Path, workers: int, mask_face: str = "none") -> PairArrays:
+def cache_pairs(
+    rows: Pairs, folder: Path, workers: int, mask_face: str = "none", masks: Sequence[str] = ()
+) -> PairArrays:
     """Draw or read pairs once; later calls with the same rows open what is there.
 
     Pairs that cannot be read are left out; which they are is written to `KEY-check.txt` in the folder.
@@ -77,22 +81,27 @@ def cache_pairs(rows: Pairs, folder: Path, workers: int, mask_face: str = "none"
         folder: where caches live.
         workers: processes that make pictures.
         mask_face: what is done to the faces of the fronts, one of [`~backshan_diffusers.faces.FACE_MASKINGS`].
+        masks: columns of masks that are kept too.
 
     Raises:
         ConfigError: if the folder cannot be written.
-        PairsError: if more than a few pairs cannot be read.
+        PairsError: if more than a few pairs cannot be read, or a pair lacks one of the masks.
         FaceDetectorMissing: if a front has no face mask, and no detector is installed.
     """
-    key = _key("pairs-3", rows.key, masking_key(mask_face))
-    names = ["backs", "fronts", "groups"] + ["faces"] * (mask_face != "none")
+    key = _key("pairs-3", rows.key, masking_key(mask_face), *masks)
+    names = ["backs", "fronts", "groups", *masks] + ["faces"] * (mask_face != "none")
     paths = {name: folder / f"{key}-{name}.npy" for name in names} | {"attributes": _attributes_path(folder, key)}
     arrays = _open_arrays(paths, rows.size)
     if arrays is None:
         with _alone(folder, key):
             arrays = _open_arrays(paths, rows.size)  # another run may just have made them
             if arrays is None:
-                arrays = _make_pairs(paths, folder / f"{key}-check.txt", rows, workers, mask_face)
-    return PairArrays(**arrays, key=key)
+                read = partial(read_arrays, masks=masks)
+                if mask_face != "none":
+                    read = partial(read_masked_arrays, mask_face=mask_face, masks=masks)
+                arrays = _make_pairs(paths, folder / f"{key}-check.txt", rows, workers, read)
+    kept = {name: arrays.pop(name) for name in masks}
+    return PairArrays(**arrays, key=key, masks=kept)
 
 
 def read_attributes(pairs: PairArrays, folder: Path) -> list[dict]:
@@ -107,7 +116,9 @@ def _attributes_path(folder: Path, key: str) -> Path:
 
 def _row_shapes(size: int) -> dict[str, tuple[int, ...]]:
     """Shape of what each array of a cache of pairs holds for one pair."""
-    return {"backs": (size, size, 3), "fronts": (size, size, 3), "groups": (), "faces": (size, -(-size // 8))}
+    packed = (size, -(-size // 8))
+    pictures = {"backs": (size, size, 3), "fronts": (size, size, 3), "groups": ()}
+    return pictures | dict.fromkeys(MASKS, packed) | {"faces": packed}
 
 
 def _open_arrays(paths: dict[str, Path], size: int) -> dict[str, np.ndarray] | None:
@@ -122,11 +133,11 @@ def _open_arrays(paths: dict[str, Path], size: int) -> dict[str, np.ndarray] | N
 
 
 def _make_pairs(
-    paths: dict[str, Path], report: Path, rows: Pairs, workers: int, mask_face: str
+    paths: dict[str, Path], report: Path, rows: Pairs, workers: int, read: Callable[[Pairs], tuple]
 ) -> dict[str, np.ndarray]:
     if any(path.exists() for path in paths.values()):
         _logger.warning("the cached pairs %s are damaged: they are made anew.", paths["groups"])
-    _write_pairs(paths, report, rows, workers, mask_face)
+    _write_pairs(paths, report, rows, workers, read)
     arrays = _open_arrays(paths, rows.size)
     if "faces" in arrays:
         total, found = len(arrays["faces"]), int(arrays["faces"].any(axis=(1, 2)).sum())
@@ -135,9 +146,10 @@ def _make_pairs(
     return arrays
 
 
-def _write_pairs(paths: dict[str, Path], report: Path, rows: Pairs, workers: int, mask_face: str) -> None:
+def _write_pairs(
+    paths: dict[str, Path], report: Path, rows: Pairs, workers: int, read: Callable[[Pairs], tuple]
+) -> None:
     folder = report.parent
-    read = partial(read_masked_arrays, mask_face=mask_face) if "faces" in paths else read_arrays
     with _writing_in(folder):
         unfinished = _UnfinishedPairs(paths, rows.size)
     left = rows[CHUNK * len(unfinished.chunks) :]
@@ -182,11 +194,11 @@ class _UnfinishedPairs:
         """Add a chunk. The journal comes last, so that what it names is on the disk.
 
         Args:
-            made: backs, fronts, group ids, attributes and, where they are masked, faces; None if no pair can be used.
+            made: backs, fronts, group ids, attributes and then the masks; None if no pair can be used.
             bad: the pairs that are left out.
         """
-        backs, fronts, group_ids, attributes, *faces = made or (None, None, [], [])
-        for name, array in zip(self.row_shapes, (backs, fronts, *faces), strict=True) if made else ():
+        backs, fronts, group_ids, attributes, *masks = made or (None, None, [], [])
+        for name, array in zip(self.row_shapes, (backs, fronts, *masks), strict=True) if made else ():
             _append(self.pending[name], array.tobytes())
         skipped = [[each.item_id, each.reason] for each in bad]
         chunk = {"groups": group_ids, "attributes": attributes, "skipped": skipped}

@@ -184,6 +184,12 @@ class TrainingConfig:
     )
     condition_dropout: float = field(default=0.05, metadata=_of_stage("Share of items whose back picture is blanked."))
     prompt_dropout: float = field(default=0.05, metadata=_of_stage("Share of items whose prompt is empty."))
+    person_weight: float = field(
+        default=1.0, metadata=_of_stage("How many times as much as the backdrop the person of a front counts.")
+    )
+    head_weight: float = field(
+        default=1.0, metadata=_of_stage("The same for the head; where both count more, the larger one holds.")
+    )
     flip: float = field(default=0.0, metadata=_of_stage("Share of pairs of which both views are flipped left-right."))
     colour_jitter: tuple[float, ...] = field(
         default=(),
@@ -265,7 +271,8 @@ class TrainingConfig:
         if self.conditioning is not None:
             check_choice("conditioning", self.conditioning, CONDITIONINGS)
         for name in _AT_LEAST_ONE:
-            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: give a number of at least 1.")
+            value = getattr(self, name)
+            check(1 <= value < math.inf, f"{name} is {value}: give a number of at least 1.")
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             check(0 <= value < math.inf, f"{name} is {value}: give a number that is not negative.")
@@ -347,6 +354,11 @@ class TrainingConfig:
         """What may happen to a pair of this stage."""
         return Augmentation(self.flip, self.colour_jitter, self.affine, self.affine_shared)
 
+    def focus(self) -> dict[str, float]:
+        """Masks of the fronts whose pixels count more than once, and how much; the largest comes last."""
+        weights = {"front_person": self.person_weight, "front_head": self.head_weight}
+        return {name: weight for name, weight in sorted(weights.items(), key=lambda each: each[1]) if weight > 1}
+
     def stage_names(self) -> list[str]:
         """The stages of this run, in order. By default a run from a trained base begins with ControlNet."""
         return [name for name in STAGES if name in (self.stages or default_stages(self.base_model))]
@@ -359,9 +371,10 @@ class TrainingConfig:
 OF_STAGE = tuple(entry.name for entry in fields(TrainingConfig) if not entry.metadata["of_run"])
 """Fields that may differ from stage to stage."""
 
+_FOCUS = ("person_weight", "head_weight")
 _AT_LEAST_ONE = (
     *("train_pairs", "validation_pairs", "max_steps", "batch_size", "gradient_accumulation_steps"),
-    *("log_every", "checkpoint_every", "checkpoints_total_limit", "validate_every"),
+    *("log_every", "checkpoint_every", "checkpoints_total_limit", "validate_every", *_FOCUS),
 )
 _NOT_NEGATIVE = ("kl_weight", "edge_weight", "colour_weight", "warmup_steps", "weight_decay")
 _POSITIVE = ("learning_rate", "unet_learning_rate", "max_grad_norm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from .batches import (
     StepPairs,
     StepSampler,
     back_control_batch,
+    cell_weights,
     crop_batch,
     crop_shape,
     front_control_batch,
@@ -166,7 +168,7 @@ class TrainingRun:
         check_record(folder, record, max(checkpoint_steps(folder), default=0))
         pipeline = self.start(source)
         rows, held_out_rows = self.pairs(pipeline.controlnet.config.image_size)
-        train, held_out = self._cached(rows, config.mask_face), self._cached(held_out_rows)
+        train, held_out = self._cached(rows, config.mask_face, tuple(config.focus())), self._cached(held_out_rows)
         folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             write_record(folder, record)
@@ -182,10 +184,10 @@ class TrainingRun:
             self._finish(name, pipeline, train, finished)
         self.accelerator.wait_for_everyone()
 
-    def _cached(self, rows: Pairs, mask_face: str = "none") -> PairArrays:
+    def _cached(self, rows: Pairs, mask_face: str = "none", masks: tuple[str, ...] = ()) -> PairArrays:
         try:
             with self.accelerator.main_process_first():
-                return cache_pairs(rows, self._cache(), os.cpu_count() or 1, mask_face)
+                return cache_pairs(rows, self._cache(), os.cpu_count() or 1, mask_face, masks)
         except (FaceDetectorMissing, PairsError) as error:
             raise ConfigError(str(error)) from error
 
@@ -231,7 +233,7 @@ class TrainingRun:
             side, count = crop_shape(number, config.batch_size, config.crop_sizes)
             indices = sampler.indices(number, config.batch_size, order)[:count]
             step_pairs = StepPairs(pairs, indices, augmentation, sampler, number)
-            batch = crop_batch(step_pairs, side, sampler.generator(number, "crop"))
+            batch = crop_batch(step_pairs, side, config.focus(), sampler.generator(number, "crop"))
             shape = (len(batch["pixels"]), latent_channels, *(2 * [side // pipeline.vae_scale_factor]))
             noise = torch.randn(shape, generator=sampler.generator(number, "noise"))
             return batch | {"noise": noise, "items": torch.from_numpy(indices)}
@@ -257,11 +259,19 @@ class TrainingRun:
             else:
                 step = number // config.gradient_accumulation_steps
                 timesteps = timestep_batch(1, total, sampler.shared_generator(step, "timestep")).repeat(len(indices))
-            if pairs.faces is not None:
-                batch["weights"] = kept_cells(step_pairs.faces(), pipeline.vae_scale_factor)
+            weights = self._cell_weights(config, step_pairs, pipeline.vae_scale_factor, pairs.faces is not None)
+            if weights is not None:
+                batch["weights"] = weights
             return batch | {"timesteps": timesteps, "items": torch.from_numpy(indices)}, step_pairs
 
         return make_batch
+
+    @staticmethod
+    def _cell_weights(config, step_pairs: StepPairs, factor: int, masked: bool) -> torch.Tensor | None:
+        """How much each latent cell counts, `B x 1 x H x W`; None if all count alike."""
+        parts = [cell_weights(step_pairs.weights(config.focus()), factor)] if config.focus() else []
+        parts += [kept_cells(step_pairs.faces(), factor)] if masked else []
+        return math.prod(parts) if parts else None
 
     def _prior_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         denoising = self._denoising(config, pipeline, pairs, PRESETS["mse"], RandomOrder(len(pairs.backs)))

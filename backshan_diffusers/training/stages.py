@@ -54,7 +54,8 @@ class AutoencoderStage(StageModule):
     """Reconstruction: mean |c - c_hat| + w_e mean |dc - dc_hat| + w_k KL.
 
     c is the picture in opponent colours, of which those without brightness weigh `colour_weight` times; dc are
-    differences of neighbouring pixels, which keep edges sharp; KL is per latent value.
+    differences of neighbouring pixels, which keep edges sharp; both means are weighted by how much each pixel counts;
+    KL is per latent value.
 
     Args:
         vae: learns as a whole, or from the latents on.
@@ -77,10 +78,12 @@ class AutoencoderStage(StageModule):
     def forward(self, batch: Batch) -> Terms:
         pixels = batch["pixels"]
         posterior = self.trained["vae"].encode(pixels).latent_dist
+        weights = batch["weights"]
         rebuilt = self.trained["vae"].decode(posterior.mean + posterior.std * batch["noise"]).sample
         error = torch.einsum("dc,nchw->ndhw", self.colours, rebuilt - pixels)
-        l1 = error.abs().mean()
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        l1 = _mean(error.abs(), weights)
+        edges = _mean(error.diff(dim=-1).abs(), weights[..., 1:])
+        edges = edges + _mean(error.diff(dim=-2).abs(), weights[..., 1:, :])
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         loss = l1 + self.edge_weight * edges + self.kl_weight * kl
         return {"loss": loss, "l1": (rebuilt - pixels).abs().mean(), "kl": kl}
@@ -288,6 +291,11 @@ def denoising_target(scheduler: DDIMScheduler, batch: Batch) -> torch.Tensor:
     if scheduler.config.prediction_type == "v_prediction":
         return scheduler.get_velocity(batch["latents"], batch["noise"], batch["timesteps"])
     return batch["noise"]
+
+
+def _mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of `B x C x H x W` values, with weights `B x 1 x H x W`."""
+    return (values * weights).sum() / (weights.sum() * values.shape[1])
 
 
 def _pooled_width(controlnet: BackshanControlNetModel, features: str) -> int:
