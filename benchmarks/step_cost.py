@@ -15,14 +15,14 @@ from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
+from random_sd15 import random_sd15
 from report import Parser, Table, output_file, peak_memory_mib, positive, publish
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from training_step import random_trainer
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from backshan_diffusers import MINI, BackshanControlNetModel, BackToFrontPipeline
+from backshan_diffusers import MINI, BackToFrontPipeline
 from backshan_diffusers.objective import PRESETS
 
 VARIANTS = {
@@ -108,30 +108,7 @@ def build(model: str) -> BackToFrontPipeline:
     """A pipeline of Stable Diffusion 1.5's shape with random weights, or the embedded one."""
     if model == "mini":
         return BackToFrontPipeline.from_pretrained(MINI, dtype=torch.float32)
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512, **blocks)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            hidden_act="quick_gelu",
-            projection_dim=768,
-        )
-    )
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    return BackToFrontPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=BackToFrontPipeline.from_pretrained(MINI).tokenizer,
-        unet=unet,
-        controlnet=BackshanControlNetModel.from_unet(unet, image_size=MODELS[model]),
-        scheduler=scheduler,
-    )
+    return random_sd15(MODELS[model])
 
 
 def public_step(options: argparse.Namespace) -> Callable[[], None]:

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import yaml
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, StableDiffusionPipeline
 from tiny import tiny_pipeline
 
 from backshan_diffusers.data import load_pairs
@@ -270,6 +270,26 @@ def test_step_cost_measures_every_variant_beside_the_public_step(capsys, tmp_pat
     assert operations["mse"] < operations["watched"] < operations["backshan"] <= operations["paper"]
     assert operations["mse"] < operations["public"]  # which encodes picture and prompt in every step
     assert "of the public step" in capsys.readouterr().out
+
+
+def test_full_size_runs_both_shipped_stages_from_folders_as_they_are_published(capsys, tmp_path):
+    pipeline = tiny_pipeline()
+    parts = {name: part for name, part in pipeline.components.items() if name not in ("controlnet", "image_encoder")}
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(tmp_path / "base")
+    controlnet = ControlNetModel.from_unet(pipeline.unet)
+    controlnet.save_pretrained(tmp_path / "controlnet")
+    target = tmp_path / "full.json"
+    folders = ["--base", str(tmp_path / "base"), "--controlnet", str(tmp_path / "controlnet")]
+    script("full_size").main(["--steps", "2", *folders, "--json", str(target)])
+    stages = json.loads(target.read_text())["results"]["stages"]
+    assert [(each["max_steps"], each["batch_size"]) for each in stages.values()] == [(50_000, 8), (4_000, 8)]
+    for each in stages.values():
+        assert each["pairs_per_second"] > 0 and each["peak_memory_mib"] > 100
+        assert each["hours"]["A100"] * 3600 * 312e12 * 0.4 == pytest.approx(each["step_flops"] * each["max_steps"])
+    assert stages["sd15-stage1"]["step_flops"] < stages["sd15-stage2"]["step_flops"]  # where the decoder learns too
+    printed = capsys.readouterr().out
+    assert "hours of one A100" in printed and "pairs a second" in printed
+    assert "belong together" in refused("full_size", capsys, *folders[:2])
 
 
 def test_contrast_memory_compares_all_pairs_both_ways(capsys, tmp_path):
