@@ -17,7 +17,14 @@ from tiny import pair_arrays, tiny_pipeline
 from backshan_diffusers.data import Pairs, load_pairs, wardrobe
 from backshan_diffusers.data.arrays import CHUNK
 from backshan_diffusers.training import caching
-from backshan_diffusers.training.caching import LEFTOVER_AGE, cache_latents, cache_pairs, encode, to_pixels
+from backshan_diffusers.training.caching import (
+    LEFTOVER_AGE,
+    cache_latents,
+    cache_pairs,
+    encode,
+    read_attributes,
+    to_pixels,
+)
 from backshan_diffusers.training.config import ConfigError
 
 COUNT = 2 * CHUNK + 22  # two whole chunks and a part of one
@@ -145,6 +152,16 @@ def test_broken_pairs_are_made_anew(tmp_path, caplog, name, harm):
     check_greys(cache_pairs(Greys().rows(), tmp_path, workers=1))
     (message,) = caplog.messages
     assert "are damaged: they are made anew." in message
+
+
+@pytest.mark.parametrize("kept", [b"", b"{}\n", None])
+def test_labels_that_are_cut_off_are_made_anew(tmp_path, caplog, kept):
+    pairs = cache_pairs(Greys().rows(), tmp_path, workers=1)
+    (path,) = tmp_path.glob("*-attributes.jsonl")
+    path.unlink() if kept is None else path.write_bytes(kept)
+    cache_pairs(Greys().rows(), tmp_path, workers=1)
+    assert read_attributes(pairs, tmp_path) == [{}] * COUNT
+    assert "are damaged: they are made anew." in caplog.messages[0]
 
 
 def test_two_runs_share_the_work(tmp_path, caplog):

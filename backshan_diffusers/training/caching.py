@@ -125,11 +125,13 @@ def _open_arrays(paths: dict[str, Path], size: int) -> dict[str, np.ndarray] | N
     """The arrays of a cache of pairs by name; None if one is missing, cut off or of another shape."""
     try:
         arrays = {name: np.load(path, mmap_mode="r") for name, path in paths.items() if path.suffix == ".npy"}
+        lines = paths["attributes"].read_bytes().count(b"\n")
     except (OSError, ValueError, EOFError):
         return None
     shapes = _row_shapes(size)
-    fits = all(array.shape == (len(arrays["groups"]), *shapes[name]) for name, array in arrays.items())
-    return arrays if fits and paths["attributes"].exists() else None
+    count = len(arrays["groups"])
+    fits = all(array.shape == (count, *shapes[name]) for name, array in arrays.items())
+    return arrays if fits and lines == count else None
 
 
 def _make_pairs(
