@@ -80,6 +80,7 @@ def step_pairs(pairs: PairArrays, indices: np.ndarray, step: int = 0, **augmenta
 def tiny_config(folder: Path, **changes) -> TrainingConfig:
     """Four steps of every stage, a checkpoint at the second and the last."""
     values = {
+        "report_to": "none",
         "model": replace(TINY),
         "train_pairs": 8,
         "validation_pairs": 2,

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
@@ -36,13 +37,14 @@ from .batches import (
 from .caching import PairArrays, cache_latents, cache_pairs, encode, read_attributes
 from .checkpoints import checkpoint_steps
 from .config import ConfigError, TrainingConfig
-from .logs import append_line, csv_step, drop_later_lines
+from .logs import append_row, csv_step, drop_later_lines
 from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
 from .records import check_record, write_record
 from .scratch import build_controlnet, build_pipeline, seeded
 from .stages import AutoencoderStage, Batch, ControlStage, PriorStage, StageModule, noise_schedule
+from .trackers import check_tracker, tracker_arguments, tracking
 from .trainer import StageTrainer
-from .validation import SHEET_ROWS, generate, mean_l1, rebuild, write_sheet
+from .validation import SHEET_ROWS, front_masks, generate, rebuild, score, write_sheet
 from .whitening import whiten_latents
 
 BatchMaker = Callable[[int, StepSampler], Batch]
@@ -60,9 +62,13 @@ class TrainingRun:
 
     Args:
         config: what to train.
+
+    Raises:
+        ConfigError: if the tracker is not installed, or the processes are launched in a way that is not supported.
     """
 
     def __init__(self, config: TrainingConfig):
+        check_tracker(config.report_to)
         self.config, self.accelerator = config, _new_engine()
         self.output_dir = Path(config.output_dir)
 
@@ -152,8 +158,8 @@ class TrainingRun:
 
     def _run_stage(self, name: str, source: Path | None) -> None:
         # A new engine for each stage: what the last stage registered for its checkpoints is no part of this one's.
-        self.accelerator = _new_engine()
         config, folder, finished = self.config.stage(name), self.output_dir / name, self._finished(name)
+        self.accelerator = _new_engine(**tracker_arguments(config.report_to, folder))
         engine = {
             "processes": self.accelerator.num_processes,
             "mixed_precision": self.accelerator.mixed_precision,
@@ -175,9 +181,10 @@ class TrainingRun:
         trainer = StageTrainer(self.accelerator, module, make_batch, config, name, folder)
         if self.accelerator.is_main_process:
             drop_later_lines(folder / "validation.csv", trainer.step, csv_step)
-        with _without_text_encoder(pipeline):
+        masks = self._front_masks(held_out_rows)
+        with _without_text_encoder(pipeline), tracking(self.accelerator, folder, trainer.step, record):
             pipeline.to(self.accelerator.device)
-            trainer.train(lambda step: self._validate(name, step, pipeline, held_out, prompts))
+            trainer.train(lambda step: self._validate(name, step, pipeline, held_out, masks, prompts))
         with trainer.averaged_weights():
             self._finish(name, pipeline, train, finished)
         self.accelerator.wait_for_everyone()
@@ -188,6 +195,10 @@ class TrainingRun:
                 return cache_pairs(rows, self._cache(), os.cpu_count() or 1, mask_face)
         except (FaceDetectorMissing, PairsError) as error:
             raise ConfigError(str(error)) from error
+
+    def _front_masks(self, rows: Pairs) -> np.ndarray | None:
+        """For the process that validates."""
+        return front_masks(rows, os.cpu_count() or 1) if self.accelerator.is_main_process else None
 
     def _cache(self) -> Path:
         return self.output_dir / "cache" if self.config.cache_dir is None else Path(self.config.cache_dir)
@@ -307,9 +318,15 @@ class TrainingRun:
         return self._control_stage(config, pipeline, pairs, train_unet=config.unlock_unet)
 
     def _validate(
-        self, name: str, step: int, pipeline: BackToFrontPipeline, pairs: PairArrays, prompts: torch.Tensor
+        self,
+        name: str,
+        step: int,
+        pipeline: BackToFrontPipeline,
+        pairs: PairArrays,
+        masks: np.ndarray | None,
+        prompts: torch.Tensor,
     ) -> None:
-        """A sheet and the mean L1 of the held-out pairs, with the averaged weights in place."""
+        """A sheet and the scores of the held-out pairs, with the averaged weights in place."""
         if not self.accelerator.is_main_process:
             return
         if name == "vae":
@@ -318,7 +335,9 @@ class TrainingRun:
             shown = pairs.backs if name != "prior" else pairs.backs[:SHEET_ROWS]
             results = generate(pipeline, shown, self.config.seed, prompts)
         write_sheet(pairs, results[:SHEET_ROWS], self.output_dir / name / "sheets" / f"{step:07d}.png")
-        append_line(self.output_dir / name / "validation.csv", f"{step},{mean_l1(results, pairs.fronts):.6f}")
+        scores = {metric: round(value, 6) for metric, value in score(results, pairs.fronts, masks).items()}
+        append_row(self.output_dir / name / "validation.csv", {"step": step, **scores})
+        self.accelerator.log({f"held_out_{metric}": value for metric, value in scores.items()}, step=step)
 
     def _finish(self, name: str, pipeline: BackToFrontPipeline, pairs: PairArrays, folder: Path) -> None:
         """Write the stage's pipeline folder, complete or not at all."""
@@ -349,8 +368,8 @@ def _without_text_encoder(pipeline: BackToFrontPipeline) -> Iterator[None]:
         pipeline.register_modules(text_encoder=text_encoder)
 
 
-def _new_engine() -> Accelerator:
-    engine = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+def _new_engine(**arguments) -> Accelerator:
+    engine = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **arguments)
     if engine.distributed_type in _SHARDING:
         raise ConfigError(
             f"{engine.distributed_type.value} cuts models up, and checkpoints hold whole ones: launch without it."
