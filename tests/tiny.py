@@ -89,6 +89,7 @@ def tiny_config(folder: Path, **changes) -> TrainingConfig:
         "checkpoint_every": 2,
         "validate_every": 4,
         "log_every": 1,
+        "probe_every": 3,
         "crop_sizes": (32, 64),
         "warmup_steps": 1,
         "objective": {"preset": "paper"},
