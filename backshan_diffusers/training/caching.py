@@ -70,8 +70,8 @@ class PairArrays:
 def cache_pairs(rows: Pairs, folder: Path, workers: int, mask_face: str = "none") -> PairArrays:
     """Draw or read pairs once; later calls with the same rows open what is there.
 
-    Pairs that cannot be read are left out; which they are is written to `KEY-check.txt` in the folder, whose first line
-    is also logged.
+    Pairs that cannot be read are left out; which they are is written to `KEY-check.txt` in the folder. Its first line,
+    the counts, is logged too.
 
     Args:
         rows: what `load_pairs` gives.
