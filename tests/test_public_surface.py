@@ -70,14 +70,15 @@ def test_options_of_the_training_script():
     spec.loader.exec_module(script)
     of_run = {
         *("output_dir", "base_model", "controlnet", "source", "source_path", "train_pairs", "validation_pairs"),
-        *("conditioning", "mirror", "prompt", "seed", "mask_face", "cache_dir"),
+        *("conditioning", "mirror", "prompt", "seed", "mask_face", "cache_dir", "report_to"),
     }
     of_stage = {
         *("condition_dropout", "prompt_dropout", "crop_sizes", "kl_weight", "edge_weight", "colour_weight"),
         *("unlock_unet", "max_steps", "batch_size", "learning_rate", "unet_learning_rate", "warmup_steps"),
         *("weight_decay", "max_grad_norm", "ema_decay", "log_every", "checkpoint_every", "validate_every"),
         *("flip", "colour_jitter", "affine", "affine_shared", "hard_negatives", "hard_group_size"),
-        *("person_weight", "head_weight", "cached_contrast", "gradient_accumulation_steps", "checkpoints_total_limit"),
+        *("person_weight", "head_weight", "cached_contrast", "gradient_accumulation_steps"),
+        *("checkpoints_total_limit", "probe_every"),
     }
     model = {
         *("image_size", "latent_channels", "vae_channels", "unet_channels", "unet_attention", "condition_channels"),

@@ -74,7 +74,8 @@ def cache_pairs(
 ) -> PairArrays:
     """Draw or read pairs once; later calls with the same rows open what is there.
 
-    Pairs that cannot be read are left out; which they are is written to `KEY-check.txt` in the folder.
+    Pairs that cannot be read are left out; which they are is written to `KEY-check.txt` in the folder. Its first line,
+    the counts, is logged too.
 
     Args:
         rows: what `load_pairs` gives.
@@ -140,6 +141,11 @@ def _make_pairs(
     if any(path.exists() for path in paths.values()):
         _logger.warning("the cached pairs %s are damaged: they are made anew.", paths["groups"])
     _write_pairs(paths, report, rows, workers, read)
+    counts, *left_out = report.read_text(encoding="utf-8").splitlines()
+    if left_out:
+        _logger.warning("%s They are listed in %s.", counts, report)
+    else:
+        _logger.info("%s", counts)
     arrays = _open_arrays(paths, rows.size)
     if "faces" in arrays:
         total, found = len(arrays["faces"]), int(arrays["faces"].any(axis=(1, 2)).sum())

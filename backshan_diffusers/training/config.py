@@ -16,6 +16,8 @@ from .augmentation import Augmentation
 STAGES = ("vae", "prior", "controlnet", "joint")
 """In the order in which a run from nothing goes through them."""
 
+TRACKERS = ("none", "tensorboard", "wandb")
+
 HARD_NEGATIVES = ("none", "attributes", "look")
 """Batches at random, of outfits with the same labels, or of backs that look alike."""
 
@@ -178,6 +180,9 @@ class TrainingConfig:
         default=None, metadata=_of_run("Folder of pictures and latents, may be shared. None: OUTPUT_DIR/cache.")
     )
     seed: int = field(default=0, metadata=_of_run("Seeds weights, data order, noise and timesteps."))
+    report_to: str = field(
+        default="tensorboard", metadata=_of_run(f"Where the logs go besides their files: {', '.join(TRACKERS)}.")
+    )
     objective: dict[str, Any] = field(
         default_factory=lambda: {"preset": DEFAULT_PRESET},
         metadata=_of_stage("`preset` and the fields of `Objective` that differ from it; all of them once it is read."),
@@ -236,6 +241,10 @@ class TrainingConfig:
     max_grad_norm: float = field(default=1.0, metadata=_of_stage("Gradients of each model are clipped to this norm."))
     ema_decay: float = field(default=0.999, metadata=_of_stage("Highest decay of the averaged weights."))
     log_every: int = field(default=20, metadata=_of_stage("Steps between lines of metrics.jsonl."))
+    probe_every: int = field(
+        default=500,
+        metadata=_of_stage("Steps between probes: which term of the loss pulls how hard, and whether backs matter."),
+    )
     checkpoint_every: int = field(
         default=500, metadata=_of_stage("Steps between checkpoints, a multiple of log_every.")
     )
@@ -262,6 +271,7 @@ class TrainingConfig:
                 f"hard_group_size is {self.hard_group_size} and batch_size {self.batch_size}: give a part of it, at"
                 " least 2.",
             )
+        check_choice("report_to", self.report_to, TRACKERS)
         check_choice("unlock_unet", self.unlock_unet, UNLOCKS)
         check_choice("mask_face", self.mask_face, FACE_MASKINGS)
         try:
@@ -374,7 +384,7 @@ OF_STAGE = tuple(entry.name for entry in fields(TrainingConfig) if not entry.met
 _FOCUS = ("person_weight", "head_weight")
 _AT_LEAST_ONE = (
     *("train_pairs", "validation_pairs", "max_steps", "batch_size", "gradient_accumulation_steps"),
-    *("log_every", "checkpoint_every", "checkpoints_total_limit", "validate_every", *_FOCUS),
+    *("log_every", "probe_every", "checkpoint_every", "checkpoints_total_limit", "validate_every", *_FOCUS),
 )
 _NOT_NEGATIVE = ("kl_weight", "edge_weight", "colour_weight", "warmup_steps", "weight_decay")
 _POSITIVE = ("learning_rate", "unet_learning_rate", "max_grad_norm")

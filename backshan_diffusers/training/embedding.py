@@ -90,7 +90,7 @@ def record(run: Path, folder: Path) -> None:
         lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
         axis.plot([line["step"] for line in lines], [line["loss"] for line in lines], lw=0.6, label="training loss")
         rows = csv.reader(held_out.read_text(encoding="utf-8").splitlines())
-        points = [(int(step), float(value)) for step, value in rows]
+        points = [(int(step), float(l1)) for step, l1, *_ in rows if step != "step"]
         axis.plot(*zip(*points, strict=True), "o-", label="held-out L1 in [0, 1]")
         axis.set(title=stage, xlabel="step", yscale="log")
         axis.legend(fontsize="small")

@@ -49,6 +49,14 @@ class StageModule(nn.Module):
         """What has to be computed over all micro-batches of a step before any of them; empty if nothing has."""
         return []
 
+    def contested(self) -> list[nn.Parameter]:
+        """Weights at which `mse` and another term of the loss pull; empty where the loss is one term."""
+        return []
+
+    def probe(self, batch: Batch) -> Terms:
+        """Scalars that are worth a look now and then, and no step needs."""
+        return {}
+
 
 class AutoencoderStage(StageModule):
     """Reconstruction: mean |c - c_hat| + w_e mean |dc - dc_hat| + w_k KL.
@@ -179,6 +187,12 @@ class ControlStage(StageModule):
         whole = compare(self.objective, features, torch.cat(groups), torch.cat(shown), self.head.temperature())
         size = len(groups[0])
         return [whole.part(slice(part * size, (part + 1) * size)) for part in range(len(groups))]
+
+    def contested(self) -> list[nn.Parameter]:
+        """The weights of ControlNet, if there is a contrastive term."""
+        if not self.objective.contrastive_weight:
+            return []
+        return [weight for weight in self.trained["controlnet"].parameters() if weight.requires_grad]
 
     @torch.no_grad()
     def probe(self, batch: Batch) -> Terms:

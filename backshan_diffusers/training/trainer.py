@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,8 +18,14 @@ from tqdm.auto import tqdm
 from .batches import StepSampler
 from .checkpoints import checkpoint_path, clear_leftovers, load_checkpoint, newest_sound_step, save_checkpoint
 from .config import TrainingConfig
-from .logs import append_line, drop_later_lines, json_step
+from .logs import append_line, drop_later_lines, json_step, peak_memory
+from .probes import doubt, probe_stage
 from .stages import Batch, StageModule, Terms
+
+_logger = logging.getLogger(__name__)
+
+RATES = ("learning_rate", "unet_learning_rate")
+"""What the rates of the groups of parameters are called in the log."""
 
 DECAY_SHARE = 0.3
 """The learning rate stays at its height until this share of the steps is left, then falls to 0 in a line.
@@ -128,7 +135,7 @@ class StageTrainer:
             recent.append(terms)
             items += seen * self.accelerator.num_processes
             if self.step % config.log_every == 0 or self.step == total:
-                terms = {name: float(torch.stack([each[name] for each in recent]).mean()) for name in recent[0]}
+                terms = _means(recent)
                 self._log(terms, items / (time.perf_counter() - began))
                 bar.set_postfix(loss=f"{terms['loss']:.4f}")
                 began, recent, items = time.perf_counter(), [], 0
@@ -148,10 +155,10 @@ class StageTrainer:
         self.saved_step = self.step
 
     def advance(self) -> tuple[Terms, int]:
-        """One optimiser step; returns the terms of the loss with the norms of the gradients, and how many pairs it
-        saw."""
-        # Dropout draws from torch's own generators: they too depend on nothing but the run and the step.
-        torch.manual_seed(self.sampler.generator(self.step, "dropout").initial_seed())
+        """One optimiser step; returns the terms of the loss with the norms of the gradients and what was probed, and
+        how many pairs it saw."""
+        probed = self._probe() if (self.step + 1) % self.config.probe_every == 0 else {}
+        self._seed_dropout()
         terms, items = self._accumulate()
         # Once for all models: they share the optimizer, whose gradients may be unscaled only once.
         self.accelerator.unscale_gradients(self.optimizer)
@@ -167,7 +174,17 @@ class StageTrainer:
             for name, model in self.models.items():
                 self.averages[name].step(model.parameters())
         self.step += 1
-        return terms, len(items)
+        return terms | probed, len(items)
+
+    def _seed_dropout(self) -> None:
+        """Dropout draws from torch's own generators: they too depend on nothing but the run and the step."""
+        torch.manual_seed(self.sampler.generator(self.step, "dropout").initial_seed())
+
+    def _probe(self) -> Terms:
+        """What is measured before this step on its first micro-batch, by every process, and changes nothing."""
+        self._seed_dropout()
+        with self.accelerator.autocast():
+            return probe_stage(self.accelerator.unwrap_model(self.module), next(self._batches()))
 
     def _batches(self) -> Iterator[Batch]:
         """The micro-batches of this step, on the device, one at a time; the same ones whenever they are asked for."""
@@ -220,18 +237,28 @@ class StageTrainer:
                 self.averages[name].restore(model.parameters())
                 model.train()
 
-    def _log(self, terms: dict[str, float], items_per_second: float) -> None:
+    def _log(self, terms: dict[str, float], images_per_second: float) -> None:
         """One line: the means of the terms since the last one, on the main process."""
         if not self.accelerator.is_main_process:
             return
-        line = {
-            "stage": self.sampler.stage,
-            "step": self.step,
+        values = {
             **{name: round(value, 6) for name, value in terms.items()},
-            "learning_rate": self.schedule.get_last_lr()[0],
-            "items_per_second": round(items_per_second, 2),
+            **dict(zip(RATES, self.schedule.get_last_lr(), strict=False)),
+            "images_per_second": round(images_per_second, 2),
+            "peak_memory_mib": round(peak_memory(self.accelerator.device)),
         }
+        if (words := doubt(values)) is not None:
+            values["doubt"] = words
+            _logger.warning("step %d of %s: %s", self.step, self.sampler.stage, words)
+        line = {"stage": self.sampler.stage, "step": self.step, **values}
         append_line(self.folder / "metrics.jsonl", json.dumps(line))
+        self.accelerator.log(values, step=self.step)
+
+
+def _means(steps: list[Terms]) -> dict[str, float]:
+    """Of each term, over the steps that have it: what is probed is not there at every step."""
+    names = dict.fromkeys(name for terms in steps for name in terms)
+    return {name: float(torch.stack([terms[name] for terms in steps if name in terms]).mean()) for name in names}
 
 
 def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
