@@ -134,8 +134,8 @@ class TrainingRun(StageBuilder):
         return self.output_dir / name / "pipeline"
 
     def _run_stage(self, name: str, source: Path | None) -> None:
-        # A new engine for each stage: what the last stage registered for its checkpoints is no part of this one's.
         config, folder, finished = self.config.stage(name), self.output_dir / name, self._finished(name)
+        # A new engine for each stage: what the last stage registered for its checkpoints is no part of this one's.
         self.accelerator = _new_engine(**tracker_arguments(config.report_to, folder))
         engine = {
             "processes": self.accelerator.num_processes,
