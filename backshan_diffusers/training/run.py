@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -38,7 +38,9 @@ from .checkpoints import checkpoint_steps
 from .config import ConfigError, TrainingConfig
 from .logs import append_line, csv_step, drop_later_lines
 from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
+from .lora import save_lora
 from .records import check_record, write_record
+from .savings import check_machine, round_frozen
 from .scratch import build_controlnet, build_pipeline, seeded
 from .stages import AutoencoderStage, Batch, ControlStage, PriorStage, StageModule, noise_schedule
 from .trainer import StageTrainer
@@ -60,9 +62,13 @@ class TrainingRun:
 
     Args:
         config: what to train.
+
+    Raises:
+        ConfigError: if this machine lacks something that the config asks for.
     """
 
     def __init__(self, config: TrainingConfig):
+        check_machine(config)
         self.config, self.accelerator = config, _new_engine()
         self.output_dir = Path(config.output_dir)
 
@@ -175,12 +181,19 @@ class TrainingRun:
         trainer = StageTrainer(self.accelerator, module, make_batch, config, name, folder)
         if self.accelerator.is_main_process:
             drop_later_lines(folder / "validation.csv", trainer.step, csv_step)
-        with _without_text_encoder(pipeline):
-            pipeline.to(self.accelerator.device)
-            trainer.train(lambda step: self._validate(name, step, pipeline, held_out, prompts))
+        self.make_room(pipeline, module)
+        pipeline.to(self.accelerator.device)
+        trainer.train(lambda step: self._validate(name, step, pipeline, held_out, prompts))
         with trainer.averaged_weights():
-            self._finish(name, pipeline, train, finished)
+            self._finish(name, module, source, train, finished)
         self.accelerator.wait_for_everyone()
+
+    def make_room(self, pipeline: BackToFrontPipeline, module: StageModule) -> None:
+        """Let go of what a stage has no need of: the text encoder, and half the bits of weights that do not learn."""
+        pipeline.register_modules(text_encoder=None)  # the prompts are encoded
+        for name in ("vae", "unet", "controlnet"):
+            if name not in module.trained:
+                round_frozen(getattr(pipeline, name), self.accelerator)
 
     def _cached(self, rows: Pairs, mask_face: str = "none") -> PairArrays:
         try:
@@ -268,7 +281,9 @@ class TrainingRun:
         schedule = noise_schedule(pipeline.scheduler)
         return PriorStage(pipeline.unet, schedule), lambda number, sampler: denoising(number, sampler)[0]
 
-    def _control_stage(self, config, pipeline, pairs, train_unet: str | None = None) -> tuple[StageModule, BatchMaker]:
+    def _control_stage(
+        self, config, pipeline, pairs, train_unet: str | None = None, lora_rank: int | None = None
+    ) -> tuple[StageModule, BatchMaker]:
         controlnet, objective = pipeline.controlnet, config.resolve_objective()
         denoising = self._denoising(config, pipeline, pairs, objective, self._order(config, pairs))
         compares_own = objective.compares_fronts and objective.front_latents == "own"
@@ -292,7 +307,8 @@ class TrainingRun:
 
         schedule = noise_schedule(pipeline.scheduler)
         with seeded(config.seed):
-            return ControlStage(controlnet, pipeline.unet, schedule, objective, train_unet), make_batch
+            stage = ControlStage(controlnet, pipeline.unet, schedule, objective, train_unet, lora_rank)
+            return stage, make_batch
 
     def _order(self, config: TrainingConfig, pairs: PairArrays) -> RandomOrder | LikenessOrder:
         """The order in which pairs come."""
@@ -304,7 +320,7 @@ class TrainingRun:
         return RandomOrder(len(pairs.backs))
 
     def _joint_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
-        return self._control_stage(config, pipeline, pairs, train_unet=config.unlock_unet)
+        return self._control_stage(config, pipeline, pairs, config.unlock_unet, config.unet_lora_rank)
 
     def _validate(
         self, name: str, step: int, pipeline: BackToFrontPipeline, pairs: PairArrays, prompts: torch.Tensor
@@ -312,18 +328,22 @@ class TrainingRun:
         """A sheet and the mean L1 of the held-out pairs, with the averaged weights in place."""
         if not self.accelerator.is_main_process:
             return
-        if name == "vae":
-            results = rebuild(pipeline.vae, pairs.fronts)
-        else:
-            shown = pairs.backs if name != "prior" else pairs.backs[:SHEET_ROWS]
-            results = generate(pipeline, shown, self.config.seed, prompts)
+        with self.accelerator.autocast():  # models that do not learn are of another type than those that do
+            if name == "vae":
+                results = rebuild(pipeline.vae, pairs.fronts)
+            else:
+                shown = pairs.backs if name != "prior" else pairs.backs[:SHEET_ROWS]
+                results = generate(pipeline, shown, self.config.seed, prompts)
         write_sheet(pairs, results[:SHEET_ROWS], self.output_dir / name / "sheets" / f"{step:07d}.png")
         append_line(self.output_dir / name / "validation.csv", f"{step},{mean_l1(results, pairs.fronts):.6f}")
 
-    def _finish(self, name: str, pipeline: BackToFrontPipeline, pairs: PairArrays, folder: Path) -> None:
-        """Write the stage's pipeline folder, complete or not at all."""
+    def _finish(self, name: str, module: StageModule, source: Path | None, pairs: PairArrays, folder: Path) -> None:
+        """Write the stage's pipeline folder, complete or not at all: what it began with, and what has learned."""
         if not self.accelerator.is_main_process:
             return
+        # opened anew, because what did not learn may have been rounded to half precision for the training
+        pipeline = self.start(source)
+        pipeline.register_modules(**{part: model for part, model in module.trained.items() if part != "unet_lora"})
         if name == "vae" and self.config.base_model is None:
             whiten_latents(pipeline.vae, pairs.fronts[:WHITENED_PICTURES])
         if name == "prior":
@@ -335,18 +355,9 @@ class TrainingRun:
         pending = folder.with_suffix(".tmp")
         shutil.rmtree(pending, ignore_errors=True)
         pipeline.save_pretrained(pending)
+        if "unet_lora" in module.trained:
+            save_lora(module.component("unet"), pending)
         pending.rename(folder)
-
-
-@contextmanager
-def _without_text_encoder(pipeline: BackToFrontPipeline) -> Iterator[None]:
-    """Within, the text encoder is no part of the pipeline: it stays on the CPU, for when the pipeline is saved."""
-    text_encoder = pipeline.text_encoder
-    pipeline.register_modules(text_encoder=None)
-    try:
-        yield
-    finally:
-        pipeline.register_modules(text_encoder=text_encoder)
 
 
 def _new_engine() -> Accelerator:
