@@ -210,7 +210,7 @@ def test_adamw_is_one_kernel_and_moves_weights_as_the_plain_one(tmp_path):
     assert trainer.optimizer.defaults["fused"]
     plain_weights = [weight.detach().clone() for group in trainer.optimizer.param_groups for weight in group["params"]]
     plain = torch.optim.AdamW(plain_weights, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1, fused=False)
-    terms, _ = trainer._accumulate()
+    trainer._accumulate()
     for model in trainer.models.values():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     weights = [weight for group in trainer.optimizer.param_groups for weight in group["params"]]

@@ -216,9 +216,7 @@ class TrainingConfig:
     )
     unet_lora_rank: int | None = field(
         default=None,
-        metadata=_of_stage(
-            "Rank of LoRA adapters that learn in the U-Net's place in the stage joint. None: it learns."
-        ),
+        metadata=_of_stage("Rank of LoRA adapters that learn in place of the U-Net in the stage joint. None: none."),
     )
     max_steps: int = field(default=1_000, metadata=_of_stage("Optimiser steps of a stage."))
     batch_size: int = field(default=16, metadata=_of_stage("Pairs in a batch on each process."))
@@ -357,7 +355,7 @@ class TrainingConfig:
                 )
             check(
                 name != "vae" or values.get("compile", "none") == "none",
-                "compile under the stage vae: an autoencoder has no attention blocks that repeat, so leave it out there.",
+                "compile under the stage vae: an autoencoder has no blocks that repeat, so leave it out there.",
             )
             self.stage(name)
         names = tuple(self.stage_names())

@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al. 2021) beside a U-Net that stays as it is, by PEFT, in the form of diffusers' own scripts."""
+"""LoRA adapters (Hu et al. 2021) beside a U-Net that stays as it is, by PEFT, as in diffusers' scripts."""
 
 from __future__ import annotations
 

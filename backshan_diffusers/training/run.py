@@ -37,8 +37,8 @@ from .caching import PairArrays, cache_latents, cache_pairs, encode, read_attrib
 from .checkpoints import checkpoint_steps
 from .config import ConfigError, TrainingConfig
 from .logs import append_line, csv_step, drop_later_lines
-from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
 from .lora import save_lora
+from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
 from .records import check_record, write_record
 from .savings import check_machine, round_frozen
 from .scratch import build_controlnet, build_pipeline, seeded

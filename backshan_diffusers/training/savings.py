@@ -1,4 +1,4 @@
-"""What makes a step cheaper, in time or in memory: types, layouts, recomputing, compiled blocks, the optimizer's state."""
+"""What makes a step cheaper: types, recomputed activations, compiled blocks, the optimizer, the averages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check_machine(config: TrainingConfig) -> None:
     compiler = os.environ.get("CXX", "g++")
     check(
         all(stage.compile != "inductor" for stage in stages) or shutil.which(compiler),
-        f"compile inductor needs a C++ compiler and there is no {compiler}: install one, name yours in CXX, or give none.",
+        f"compile inductor needs a C++ compiler and there is no {compiler}: install one, or name yours in CXX.",
     )
 
 
@@ -73,7 +73,7 @@ def round_frozen(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def save_activations(module: StageModule) -> None:
-    """Let the models of a stage keep the inputs of their blocks alone, and compute what is within anew on the way back."""
+    """Let a stage's models keep the inputs of their blocks alone, and compute the rest anew on the way back."""
     for model in module.models():
         model.enable_gradient_checkpointing()
 
