@@ -39,14 +39,8 @@ DEPENDENCIES = [
     ("ruff>=0.12", "test", "style, part of `make test`"),
     ("controlnet_aux>=0.0.10", "test", "our edges are compared with its edges"),
 ]
-EXTRAS = (
-    "train",
-    "adam8bit",
-    "faces",
-    "eval",
-    "demo",
-    "test",
-)  # an extra that needs nothing more today exists all the same
+# an extra that needs nothing more today exists all the same
+EXTRAS = ("train", "adam8bit", "faces", "eval", "demo", "test")
 
 
 def needed_by(extra: str) -> list[str]:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from ..models import BackshanControlNetModel
 from ..models.controlnet_backshan import records_conditioning
 from ..pipelines import BackToFrontPipeline
 from .config import ConfigError, check
-from .lora import LORA_FILE
 from .scratch import seeded
 
 CONDITION_FACTOR = 8
@@ -36,7 +36,7 @@ def open_base(name: str, seed: int, controlnet: str | None = None, **recorded) -
             read pictures in that way.
     """
     check(
-        not Path(name, LORA_FILE).exists(),
+        not Path(name, LORA_WEIGHT_NAME_SAFE).exists(),
         f"the base_model {name} holds a LoRA adapter beside its U-Net: open it with diffusers, call load_lora_weights"
         " and fuse_lora, save the pipeline to a new folder, and give that.",
     )

@@ -13,9 +13,6 @@ from torch import nn
 
 from ..pipelines import BackToFrontPipeline
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""Where `load_lora_weights` of diffusers looks in a folder."""
-
 ATTENTION_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 """Linear layers that get an adapter: queries, keys, values and outputs of every attention."""
 
@@ -30,6 +27,6 @@ def add_lora(unet: UNet2DConditionModel, rank: int) -> nn.ModuleList:
 
 
 def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Write the adapters to `folder`, for `load_lora_weights`."""
+    """Write the adapters to `folder` as `pytorch_lora_weights.safetensors`, for `load_lora_weights`."""
     weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    BackToFrontPipeline.save_lora_weights(folder, unet_lora_layers=weights, weight_name=LORA_FILE)
+    BackToFrontPipeline.save_lora_weights(folder, unet_lora_layers=weights)
