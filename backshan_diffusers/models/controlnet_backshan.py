@@ -67,6 +67,9 @@ class BackshanControlNetModel(ControlNetModel):
         default_num_inference_steps (`int`, defaults to 50): denoising steps where a call names none.
     """
 
+    _repeated_blocks = UNet2DConditionModel._repeated_blocks
+    """What `compile_repeated_blocks` compiles; the parent does not name it."""
+
     @register_to_config
     def __init__(
         self,

@@ -131,7 +131,9 @@ class StageBuilder:
         schedule = noise_schedule(pipeline.scheduler)
         return PriorStage(pipeline.unet, schedule), lambda number, sampler: denoising(number, sampler)[0]
 
-    def _control_stage(self, config, pipeline, pairs, train_unet: str | None = None) -> tuple[StageModule, BatchMaker]:
+    def _control_stage(
+        self, config, pipeline, pairs, train_unet: str | None = None, lora_rank: int | None = None
+    ) -> tuple[StageModule, BatchMaker]:
         controlnet, objective = pipeline.controlnet, config.resolve_objective()
         denoising = self._denoising(config, pipeline, pairs, objective, self._order(config, pairs))
         compares_own = objective.compares_fronts and objective.front_latents == "own"
@@ -155,7 +157,8 @@ class StageBuilder:
 
         schedule = noise_schedule(pipeline.scheduler)
         with seeded(config.seed):
-            return ControlStage(controlnet, pipeline.unet, schedule, objective, train_unet), make_batch
+            stage = ControlStage(controlnet, pipeline.unet, schedule, objective, train_unet, lora_rank)
+            return stage, make_batch
 
     def _order(self, config: TrainingConfig, pairs: PairArrays) -> RandomOrder | LikenessOrder:
         """The order in which pairs come."""
@@ -167,7 +170,7 @@ class StageBuilder:
         return RandomOrder(len(pairs.backs))
 
     def _joint_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
-        return self._control_stage(config, pipeline, pairs, train_unet=config.unlock_unet)
+        return self._control_stage(config, pipeline, pairs, config.unlock_unet, config.unet_lora_rank)
 
 
 def _cell_weights(step_pairs: StepPairs, focus: Mapping[str, float], factor: int, masked: bool) -> torch.Tensor | None:

@@ -337,8 +337,8 @@ def _is_whole(path: Path) -> bool:
 def encode(pictures: np.ndarray, vae: AutoencoderKL) -> torch.Tensor:
     """Scaled latents of `N x S x S x 3` uint8 pictures, on the CPU: `N x C x H x W` float32, the posterior's mean."""
     starts = range(0, len(pictures), ENCODED_AT_ONCE)
-    batches = [to_pixels(pictures[start : start + ENCODED_AT_ONCE]).to(vae.device) for start in starts]
-    means = torch.cat([vae.encode(batch).latent_dist.mean.cpu() for batch in batches])
+    batches = [to_pixels(pictures[start : start + ENCODED_AT_ONCE]).to(vae.device, vae.dtype) for start in starts]
+    means = torch.cat([vae.encode(batch).latent_dist.mean.float().cpu() for batch in batches])
     return means * vae.config.scaling_factor
 
 

@@ -29,6 +29,13 @@ DEFAULT_PRESET = "backshan"
 UNLOCKS = ("decoder", "attention", "all")
 """What of the U-Net `joint` can train."""
 
+OPTIMIZERS = ("adamw", "adamw8bit")
+"""AdamW with moments in float32, or in 8 bits in blocks, as bitsandbytes keeps them."""
+
+COMPILERS = ("none", "inductor", "aot_eager")
+"""What torch.compile makes of the blocks that repeat: nothing, fast code, or a traced graph run as it is, which needs
+no C++ compiler and is no faster."""
+
 TEXT_HEADS = 2
 """Attention heads of the text encoder that a run from nothing builds."""
 
@@ -218,6 +225,10 @@ class TrainingConfig:
     unlock_unet: str = field(
         default="all", metadata=_of_stage(f"What of the U-Net the stage joint trains: {', '.join(UNLOCKS)}.")
     )
+    unet_lora_rank: int | None = field(
+        default=None,
+        metadata=_of_stage("Rank of LoRA adapters that learn in place of the U-Net in the stage joint. None: none."),
+    )
     max_steps: int = field(default=1_000, metadata=_of_stage("Optimiser steps of a stage."))
     batch_size: int = field(default=16, metadata=_of_stage("Pairs in a batch on each process."))
     gradient_accumulation_steps: int = field(
@@ -232,6 +243,17 @@ class TrainingConfig:
         metadata=_of_stage(f"What makes outfits similar that come in one batch: {', '.join(HARD_NEGATIVES)}."),
     )
     hard_group_size: int = field(default=4, metadata=_of_stage("Similar outfits that come together."))
+    gradient_checkpointing: bool = field(
+        default=False, metadata=_of_stage("Compute activations anew on the way back instead of keeping them.")
+    )
+    channels_last: bool = field(
+        default=True, metadata=_of_stage("Let pictures and kernels lie in memory with their channels last.")
+    )
+    compile: str = field(
+        default="none",
+        metadata=_of_stage(f"Compiler of the attention blocks of U-Net and ControlNet: {', '.join(COMPILERS)}."),
+    )
+    optimizer: str = field(default="adamw", metadata=_of_stage(f"What moves the weights: {', '.join(OPTIMIZERS)}."))
     learning_rate: float = field(default=5e-4, metadata=_of_stage("Highest learning rate of AdamW."))
     unet_learning_rate: float | None = field(
         default=None, metadata=_of_stage("The same for the U-Net in the stage joint. None: as learning_rate.")
@@ -273,7 +295,19 @@ class TrainingConfig:
             )
         check_choice("report_to", self.report_to, TRACKERS)
         check_choice("unlock_unet", self.unlock_unet, UNLOCKS)
+        check_choice("compile", self.compile, COMPILERS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("mask_face", self.mask_face, FACE_MASKINGS)
+        check(
+            not (self.optimizer == "adamw8bit" and self.channels_last),
+            "optimizer adamw8bit lays weights out with their channels first in every step: give channels_last false"
+            " beside it.",
+        )
+        check(
+            self.unet_lora_rank is None or self.unlock_unet == "all",
+            f"unet_lora_rank and unlock_unet {self.unlock_unet} are both given: adapters learn in place of the U-Net's"
+            " own weights, so leave one of them out.",
+        )
         try:
             self.augmentation()
         except ValueError as error:
@@ -289,6 +323,8 @@ class TrainingConfig:
         for name in _SHARES:
             check(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}: give a share from 0 to 1.")
         check(0 <= self.seed < 2**63, f"seed is {self.seed}: give a number from 0 to 2**63 - 1.")
+        rank = self.unet_lora_rank
+        check(rank is None or rank >= 1, f"unet_lora_rank is {rank}: give a number of at least 1, or null.")
         for name in _POSITIVE:
             value = getattr(self, name)
             check(value is None or 0 < value < math.inf, f"{name} is {value}: give a positive number.")
@@ -329,11 +365,15 @@ class TrainingConfig:
     def _check_stages(self) -> None:
         for name, values in self.stages.items():
             check_choice("stages", name, STAGES)
-            for entry in ("unlock_unet", "unet_learning_rate"):
+            for entry in ("unlock_unet", "unet_learning_rate", "unet_lora_rank"):
                 check(
                     name == "joint" or entry not in values,
                     f"{entry} under the stage {name}: only joint unlocks a U-Net, so give it there.",
                 )
+            check(
+                name != "vae" or values.get("compile", "none") == "none",
+                "compile under the stage vae: an autoencoder has no blocks that repeat, so leave it out there.",
+            )
             self.stage(name)
         names = tuple(self.stage_names())
         if self.base_model is None:

@@ -25,6 +25,7 @@ CHANGEABLE = (
     "checkpoint_every",
     "checkpoints_total_limit",
     "validate_every",
+    "gradient_checkpointing",
 )
 """Values that no weight depends on."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -26,8 +25,11 @@ from .caching import PairArrays, cache_pairs
 from .checkpoints import checkpoint_steps
 from .config import ConfigError, TrainingConfig
 from .logs import append_row, csv_step, drop_later_lines
+from .lora import save_lora
 from .records import check_record, write_record
+from .savings import check_machine, round_frozen
 from .scratch import build_controlnet, build_pipeline
+from .stages import StageModule
 from .trackers import check_tracker, tracker_arguments, tracking
 from .trainer import StageTrainer
 from .validation import SHEET_ROWS, front_masks, generate, rebuild, score, write_sheet
@@ -48,11 +50,13 @@ class TrainingRun(StageBuilder):
         config: what to train.
 
     Raises:
-        ConfigError: if the tracker is not installed, or the processes are launched in a way that is not supported.
+        ConfigError: if the tracker is not installed, this machine lacks something else that the config asks for, or
+            the processes are launched in a way that is not supported.
     """
 
     def __init__(self, config: TrainingConfig):
         check_tracker(config.report_to)
+        check_machine(config)
         super().__init__(config, _new_engine())
 
     def run(self) -> Path:
@@ -159,12 +163,20 @@ class TrainingRun(StageBuilder):
         if self.accelerator.is_main_process:
             drop_later_lines(folder / "validation.csv", trainer.step, csv_step)
         masks = self._front_masks(held_out_rows)
-        with _without_text_encoder(pipeline), tracking(self.accelerator, folder, trainer.step, record):
-            pipeline.to(self.accelerator.device)
+        self.make_room(pipeline, module)
+        pipeline.to(self.accelerator.device)
+        with tracking(self.accelerator, folder, trainer.step, record):
             trainer.train(lambda step: self._validate(name, step, pipeline, held_out, masks, prompts))
         with trainer.averaged_weights():
-            self._finish(name, pipeline, train, finished)
+            self._finish(name, module, source, train, finished)
         self.accelerator.wait_for_everyone()
+
+    def make_room(self, pipeline: BackToFrontPipeline, module: StageModule) -> None:
+        """Let go of what a stage has no need of: the text encoder, and half the bits of weights that do not learn."""
+        pipeline.register_modules(text_encoder=None)  # the prompts are encoded
+        for name in ("vae", "unet", "controlnet"):
+            if name not in module.trained:
+                round_frozen(getattr(pipeline, name), self.accelerator)
 
     def _cached(self, rows: Pairs, mask_face: str = "none", masks: tuple[str, ...] = ()) -> PairArrays:
         try:
@@ -189,20 +201,24 @@ class TrainingRun(StageBuilder):
         """A sheet and the scores of the held-out pairs, with the averaged weights in place."""
         if not self.accelerator.is_main_process:
             return
-        if name == "vae":
-            results = rebuild(pipeline.vae, pairs.fronts)
-        else:
-            shown = pairs.backs if name != "prior" else pairs.backs[:SHEET_ROWS]
-            results = generate(pipeline, shown, self.config.seed, prompts)
+        with self.accelerator.autocast():  # models that do not learn are of another type than those that do
+            if name == "vae":
+                results = rebuild(pipeline.vae, pairs.fronts)
+            else:
+                shown = pairs.backs if name != "prior" else pairs.backs[:SHEET_ROWS]
+                results = generate(pipeline, shown, self.config.seed, prompts)
         write_sheet(pairs, results[:SHEET_ROWS], self.output_dir / name / "sheets" / f"{step:07d}.png")
         scores = {metric: round(value, 6) for metric, value in score(results, pairs.fronts, masks).items()}
         append_row(self.output_dir / name / "validation.csv", {"step": step, **scores})
         self.accelerator.log({f"held_out_{metric}": value for metric, value in scores.items()}, step=step)
 
-    def _finish(self, name: str, pipeline: BackToFrontPipeline, pairs: PairArrays, folder: Path) -> None:
-        """Write the stage's pipeline folder, complete or not at all."""
+    def _finish(self, name: str, module: StageModule, source: Path | None, pairs: PairArrays, folder: Path) -> None:
+        """Write the stage's pipeline folder, complete or not at all: what it began with, and what has learned."""
         if not self.accelerator.is_main_process:
             return
+        # opened anew, because what did not learn may have been rounded to half precision for the training
+        pipeline = self.start(source)
+        pipeline.register_modules(**{part: model for part, model in module.trained.items() if part != "unet_lora"})
         if name == "vae" and self.config.base_model is None:
             whiten_latents(pipeline.vae, pairs.fronts[:WHITENED_PICTURES])
         if name == "prior":
@@ -214,18 +230,9 @@ class TrainingRun(StageBuilder):
         pending = folder.with_suffix(".tmp")
         shutil.rmtree(pending, ignore_errors=True)
         pipeline.save_pretrained(pending)
+        if "unet_lora" in module.trained:
+            save_lora(module.component("unet"), pending)
         pending.rename(folder)
-
-
-@contextmanager
-def _without_text_encoder(pipeline: BackToFrontPipeline) -> Iterator[None]:
-    """Within, the text encoder is no part of the pipeline: it stays on the CPU, for when the pipeline is saved."""
-    text_encoder = pipeline.text_encoder
-    pipeline.register_modules(text_encoder=None)
-    try:
-        yield
-    finally:
-        pipeline.register_modules(text_encoder=text_encoder)
 
 
 def _new_engine(**arguments) -> Accelerator:

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from .batches import StepSampler
@@ -20,6 +19,7 @@ from .checkpoints import checkpoint_path, clear_leftovers, load_checkpoint, newe
 from .config import TrainingConfig
 from .logs import append_line, drop_later_lines, json_step, peak_memory
 from .probes import doubt, probe_stage
+from .savings import AveragedWeights, compile_blocks, new_optimizer, round_frozen, save_activations
 from .stages import Batch, StageModule, Terms
 
 _logger = logging.getLogger(__name__)
@@ -49,9 +49,10 @@ def parameter_groups(module: StageModule, config: TrainingConfig) -> list[dict]:
     """What learns, for the optimizer; a U-Net that learns beside a ControlNet may have a rate of its own."""
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     models = dict(module.named_trained())
-    if config.unet_learning_rate is None or "controlnet" not in models or "unet" not in models:
+    beside = [model for name, model in models.items() if name in ("unet", "unet_lora") and "controlnet" in models]
+    if config.unet_learning_rate is None or not beside:
         return [{"params": learning}]
-    unet = set(models["unet"].parameters())
+    unet = set(beside[0].parameters())
     return [
         {"params": [parameter for parameter in learning if parameter not in unet]},
         {"params": [parameter for parameter in learning if parameter in unet], "lr": config.unet_learning_rate},
@@ -83,21 +84,25 @@ class StageTrainer:
         self.accelerator, self.make_batch, self.config, self.folder = accelerator, make_batch, config, folder
         self.sampler = StepSampler(config.seed, name, accelerator.process_index, accelerator.num_processes)
         self.models = dict(module.named_trained())
-        groups = parameter_groups(module, config)
-        optimizer = torch.optim.AdamW(
-            groups, config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-        )
+        optimizer = new_optimizer(parameter_groups(module, config), config, accelerator)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, config.warmup_steps, config.max_steps)
         )
         for model in module.frozen.values():
-            model.to(accelerator.device)
-        # Convolutions are a fifth faster with the channels last, on a CPU too.
-        module.to(memory_format=torch.channels_last)
+            round_frozen(model.to(accelerator.device), accelerator)
+        if config.channels_last:
+            for model in module.models():
+                model.to(memory_format=torch.channels_last)
+        if config.gradient_checkpointing:
+            save_activations(module)
+        if config.compile != "none":
+            compile_blocks(module, config.compile)
         # The schedule counts steps of the run. Left to accelerate, it would advance once for each process.
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.schedule = schedule
-        self.averages = {name: EMAModel(model.parameters(), config.ema_decay) for name, model in self.models.items()}
+        self.averages = {
+            name: AveragedWeights(model.parameters(), config.ema_decay) for name, model in self.models.items()
+        }
         self.states = {"model": module, "optimizer": self.optimizer, "schedule": schedule}
         self.states |= {f"average_{name}": average for name, average in self.averages.items()}
         if accelerator.scaler is not None:
@@ -191,7 +196,13 @@ class StageTrainer:
         parts = self.config.gradient_accumulation_steps
         for number in range(self.step * parts, (self.step + 1) * parts):
             batch = self.make_batch(number, self.sampler)
-            yield {name: _move(tensor, self.accelerator.device) for name, tensor in batch.items()}
+            yield {name: self._placed(tensor) for name, tensor in batch.items()}
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device; pictures and latents with the channels last if the models lie so."""
+        is_picture = tensor.ndim == 4 and self.config.channels_last
+        layout = torch.channels_last if is_picture else torch.preserve_format
+        return tensor.to(self.accelerator.device, memory_format=layout)
 
     def _accumulate(self) -> tuple[Terms, torch.Tensor]:
         """Leave the gradient of the micro-batches' mean loss in the weights; returns the mean terms and the items."""
@@ -259,9 +270,3 @@ def _means(steps: list[Terms]) -> dict[str, float]:
     """Of each term, over the steps that have it: what is probed is not there at every step."""
     names = dict.fromkeys(name for terms in steps for name in terms)
     return {name: float(torch.stack([terms[name] for terms in steps if name in terms]).mean()) for name in names}
-
-
-def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To the device; pictures and latents with the channels last."""
-    layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
-    return tensor.to(device, memory_format=layout)

@@ -30,7 +30,7 @@ def rebuild(vae: AutoencoderKL, pictures: np.ndarray) -> list[Image.Image]:
     for start in range(0, len(pictures), AT_ONCE):
         pixels = to_pixels(pictures[start : start + AT_ONCE]).to(vae.device)
         decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample
-        values = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte()
+        values = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().byte()
         rebuilt += [Image.fromarray(picture) for picture in values.permute(0, 2, 3, 1).cpu().numpy()]
     return rebuilt
 
