@@ -86,6 +86,8 @@ class TrainingRun(StageBuilder):
         else:
             pipeline = build_pipeline(self.config.model, self.config.seed, **self._recorded_from_nothing())
         pipeline.set_progress_bar_config(disable=True)
+        for model in (pipeline.vae, pipeline.unet, pipeline.controlnet):
+            model.requires_grad_(False)  # a stage says what learns
         return pipeline
 
     def pairs(self, size: int) -> tuple[Pairs, Pairs]:
