@@ -41,7 +41,7 @@ DEPENDENCIES = [
     ("peft>=0.17", "test", "LoRA adapters on our pipeline keep working"),
     ("controlnet_aux>=0.0.10", "test", "our edges are compared with its edges"),
 ]
-EXTRAS = ("train", "faces", "eval", "export", "demo", "test")  # an extra that needs nothing more today exists all the same
+EXTRAS = ("train", "faces", "eval", "export", "demo", "test")  # an extra without needs of its own exists too
 
 
 def needed_by(extra: str) -> list[str]:

@@ -185,9 +185,9 @@ def _add_export(commands) -> None:
         "export",
         allow_abbrev=False,
         help="write a model in a form that other tools read",
-        description="Writes the ControlNet as one .safetensors file in the original key layout, which Stable Diffusion "
-        "web UIs and ComfyUI load, or the whole pipeline as a folder of ONNX files. What this command wrote before is "
-        "replaced; anything else is left alone.",
+        description="Writes the ControlNet as one .safetensors file in the original key layout, which Stable "
+        "Diffusion web UIs and ComfyUI load, or the whole pipeline as a folder of ONNX files. "
+        "What this command wrote before is replaced; anything else is left alone.",
         epilog="exit codes: 0 done, 1 the disk is full, 2 unusable arguments, 130 interrupted",
     )
     parser.set_defaults(run=export)

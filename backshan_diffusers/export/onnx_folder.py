@@ -119,19 +119,18 @@ def export_onnx(pipeline: BackToFrontPipeline, target: Path, origin: dict[str, s
     if target.exists() and not _is_ours(target):
         raise ExportError(f"{target} exists and was not written by {SOFTWARE}: give another name.")
     parts = _parts(pipeline)
-    with full_disk_in_words(target.parent), torch.no_grad():
-        with complete_folder(target) as pending:
-            described, example, trial = {}, _values(pipeline, parts, 2), _values(pipeline, parts, 3)
-            for part in tqdm(parts, unit="part", disable=None):
-                file = pending / f"{part.name}.onnx"
-                _write(part, example, file)
-                described[part.name] = _describe_and_try(part, trial, file)
-            pipeline.tokenizer.save_pretrained(pending / "tokenizer")
-            pipeline.scheduler.save_pretrained(pending / "scheduler")
-            recorded = {name: pipeline.controlnet.config[name] for name in OWN_ARGUMENTS}
-            description = origin | {"recorded": recorded, "parts": described}
-            (pending / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-            (pending / "README.md").write_text(_readme(description), encoding="utf-8")
+    with full_disk_in_words(target.parent), torch.no_grad(), complete_folder(target) as pending:
+        described, example, trial = {}, _values(pipeline, parts, 2), _values(pipeline, parts, 3)
+        for part in tqdm(parts, unit="part", disable=None):
+            file = pending / f"{part.name}.onnx"
+            _write(part, example, file)
+            described[part.name] = _describe_and_try(part, trial, file)
+        pipeline.tokenizer.save_pretrained(pending / "tokenizer")
+        pipeline.scheduler.save_pretrained(pending / "scheduler")
+        recorded = {name: pipeline.controlnet.config[name] for name in OWN_ARGUMENTS}
+        description = origin | {"recorded": recorded, "parts": described}
+        (pending / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        (pending / "README.md").write_text(_readme(description), encoding="utf-8")
 
 
 def _parts(pipeline: BackToFrontPipeline) -> list[Part]:
