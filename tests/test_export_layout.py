@@ -1,6 +1,7 @@
 """The original ControlNet layout: names, shapes, values, and what is refused because other tools could not use it."""
 
 import errno
+import itertools
 import shutil
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def published_layout() -> dict[str, tuple[int, ...]]:
     layer("time_embed.0", 1280, 320)
     layer("time_embed.2", 1280, 1280)
     hint = [3, 16, 16, 32, 32, 96, 96, 256, 320]
-    for number, (before, after) in enumerate(zip(hint, hint[1:])):
+    for number, (before, after) in enumerate(itertools.pairwise(hint)):
         layer(f"input_hint_block.{2 * number}", after, before, 3, 3)
     layer("input_blocks.0.0", 320, 4, 3, 3)
     layer("zero_convs.0.0", 320, 320, 1, 1)

@@ -108,9 +108,7 @@ def check_loadable(controlnet: BackshanControlNetModel) -> None:
 def check_target(target: Path) -> None:
     """Refuse a name that would be misread, and to replace what [`export_controlnet`] did not write."""
     if target.suffix != SUFFIX:
-        raise ExportError(
-            f"{target} does not end with {SUFFIX}, by which tools know such files: give a name that does."
-        )
+        raise ExportError(f"{target} does not end with {SUFFIX}, by which tools know such files: add that.")
     if "shuffle" in target.stem.lower():
         raise ExportError(
             f"{target.name} has shuffle in its name, by which tools know a kind of ControlNet that pools the picture:"
