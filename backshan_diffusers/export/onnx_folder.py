@@ -239,11 +239,11 @@ Written by {description["software"]} {description["version"]}. Licence of the mo
    {flip}as `{recorded["conditioning"]}`, with values from 0 to 1.{edges}
 2. Split the prompt, "{recorded["default_prompt"]}", with the tokenizer in `tokenizer/`, pad the tokens to the length
    of `input_ids`, and run `text_encoder`.
-3. Begin with normal random `latents`, times the scheduler's initial sigma (1 for DDIM). At each timestep of the
-   scheduler in `scheduler/` ({recorded["default_num_inference_steps"]} by default) run `controlnet`, then `unet` with
-   what came out, and let the scheduler make the next `latents` of the `prediction`. With a guidance above 1 (the
-   default is {recorded["default_guidance_scale"]:g}) both run for an empty prompt as well; the prediction is then that
-   one's plus the guidance times the difference of the two.
+3. Begin with normal random `latents`, times the initial sigma of the scheduler in `scheduler/` (1 for DDIM). At each
+   of its timesteps ({recorded["default_num_inference_steps"]} by default) run `controlnet` on them, scaled if the
+   scheduler does that, then `unet` with what came out, and let the scheduler make the next `latents` of the
+   `prediction`. With a guidance above 1 (the default is {recorded["default_guidance_scale"]:g}) both run for an empty
+   prompt as well; the prediction is then that one's plus the guidance times the difference of the two.
 4. `vae_decoder` makes `pictures`, RGB with values from 0 to 1, of the last `latents`.
 
 | file | | name | type | shape |

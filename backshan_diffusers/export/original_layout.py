@@ -100,7 +100,7 @@ def check_loadable(controlnet: BackshanControlNetModel) -> None:
     differing = [name for name, value in SHAPE.items() if _plain(config[name]) != _plain(value)]
     if differing:
         raise ExportError(
-            "web UIs and ComfyUI load ControlNets of the shape of Stable Diffusion 1.5, and this one has another"
+            "this layout is for ControlNets of the shape of Stable Diffusion 1.5, and this one has another"
             f" {', '.join(differing)}: export it as onnx, or train one with a base model of that shape."
         )
 
