@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 import backshan_diffusers
-from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline, BackToFrontPipelineOutput, cli, data, export
+from backshan_diffusers import (
+    BackshanControlNetModel,
+    BackToFrontPipeline,
+    BackToFrontPipelineOutput,
+    cli,
+    data,
+    export,
+)
 from backshan_diffusers.objective import Objective
 from backshan_diffusers.training.config import STAGES, TrainingConfig
 
