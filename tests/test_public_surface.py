@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 import backshan_diffusers
-from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline, BackToFrontPipelineOutput, cli, data
+from backshan_diffusers import (
+    BackshanControlNetModel,
+    BackToFrontPipeline,
+    BackToFrontPipelineOutput,
+    cli,
+    data,
+    export,
+)
 from backshan_diffusers.objective import Objective
 from backshan_diffusers.training.config import STAGES, TrainingConfig
 
@@ -37,7 +44,7 @@ def test_exports():
 
 
 def test_commands():
-    assert list(commands()) == ["generate"]
+    assert list(commands()) == ["generate", "export"]
     assert options_of(cli.build_parser()) == {"-h", "--help", "--version"}
 
 
@@ -62,6 +69,25 @@ def test_options_of_generate_and_their_defaults():
     }
     long = {f"--{name.replace('_', '-')}" for name in options if name != "backs"}
     assert options_of(commands()["generate"]) == {"-h", "--help", "-o", *long}
+
+
+def test_options_of_export():
+    options = vars(cli.build_parser().parse_args(["export", "mini", "-o", "x", "--format", "onnx"]))
+    del options["run"]
+    assert options == {"model": "mini", "out": "x", "format": "onnx"}
+    assert options_of(commands()["export"]) == {"-h", "--help", "-o", "--out", "--format"}
+    for arguments in (["mini", "-o", "x"], ["mini", "--format", "onnx"], ["mini", "-o", "x", "--format", "coreml"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.build_parser().parse_args(["export", *arguments])
+
+
+def test_exports_of_export():
+    names = ["ExportError", "export_controlnet", "export_onnx", "load_stored_controlnet", "origin_of"]
+    assert sorted(export.__all__) == names
+    assert list(inspect.signature(export.export_controlnet).parameters) == ["controlnet", "target", "origin"]
+    assert list(inspect.signature(export.export_onnx).parameters) == ["pipeline", "target", "origin"]
+    assert list(inspect.signature(export.load_stored_controlnet).parameters) == ["folder"]
+    assert list(inspect.signature(export.origin_of).parameters) == ["folder"]
 
 
 def test_options_of_the_training_script():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import complete_file, put_back, replace_folder
+from ..files import complete_file, complete_folder, put_back
 from ..pipelines import BackToFrontPipeline
 from .config import STAGES
 
@@ -44,9 +44,7 @@ def embed(run: Path, target: Path, steps: int | None = None) -> int:
         pipeline.controlnet.register_to_config(default_num_inference_steps=steps)
     for model in (pipeline.vae, pipeline.unet, pipeline.controlnet):
         model.to(torch.float16)
-    pending = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(pending, ignore_errors=True)
-    try:
+    with complete_folder(target) as pending:
         pipeline.save_pretrained(pending)
         _forget_origin(pending)
         size = sum(path.stat().st_size for path in pending.rglob("*") if path.is_file())
@@ -54,9 +52,6 @@ def embed(run: Path, target: Path, steps: int | None = None) -> int:
             raise ValueError(
                 f"the pipeline has {size / 1e6:.1f} MB, over the {LIMIT / 1e6:.0f} allowed: train a smaller one."
             )
-        replace_folder(pending, target)
-    finally:
-        shutil.rmtree(pending, ignore_errors=True)
     return size
 
 
