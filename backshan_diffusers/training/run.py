@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
 from filelock import FileLock, Timeout
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..data import Pairs, PairsError, load_pairs
 from ..faces import FaceDetectorMissing
@@ -176,7 +177,10 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             drop_later_lines(folder / "validation.csv", trainer.step, csv_step)
         with _without_text_encoder(pipeline):
-            pipeline.to(self.accelerator.device)
+            if self.accelerator.is_main_process:  # it alone draws and saves
+                components = {name: model for name, model in trainer.shown.items() if name in pipeline.components}
+                pipeline.register_modules(**components)
+                pipeline.to(self.accelerator.device)
             trainer.train(lambda step: self._validate(name, step, pipeline, held_out, prompts))
         with trainer.averaged_weights():
             self._finish(name, pipeline, train, finished)
@@ -351,14 +355,19 @@ def _without_text_encoder(pipeline: BackToFrontPipeline) -> Iterator[None]:
 
 def _new_engine() -> Accelerator:
     engine = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-    if engine.distributed_type in _SHARDING:
+    if engine.is_fsdp2:
+        # Autocast chooses the precision of each operation, as on one device. FSDP by itself would round everything.
+        engine.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    elif engine.distributed_type in _SHARDING:
         raise ConfigError(
-            f"{engine.distributed_type.value} cuts models up, and checkpoints hold whole ones: launch without it."
+            f"{engine.distributed_type.value} keeps models and optimizers in a way that checkpoints cannot hold: launch"
+            " with examples/configs/accelerate/fsdp.yaml, which has fsdp_version: 2."
         )
     return engine
 
 
 _SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+"""Of these, FSDP only in its first version."""
 
 
 _STAGES = {

@@ -12,12 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers.training_utils import EMAModel
+from torch.distributed.fsdp import register_fsdp_forward_method
 from tqdm.auto import tqdm
 
 from .batches import StepSampler
 from .checkpoints import checkpoint_path, clear_leftovers, load_checkpoint, newest_sound_step, save_checkpoint
 from .config import TrainingConfig
 from .logs import append_line, drop_later_lines, json_step
+from .sharding import Whole, averaged_copies, put_together, whole_copies
 from .stages import Batch, StageModule, Terms
 
 DECAY_SHARE = 0.3
@@ -85,16 +87,20 @@ class StageTrainer:
         )
         for model in module.frozen.values():
             model.to(accelerator.device)
-        # Convolutions are a fifth faster with the channels last, on a CPU too.
-        module.to(memory_format=torch.channels_last)
+        self.shown = whole_copies(self.models) if accelerator.is_fsdp2 else self.models
+        # Convolutions are a fifth faster with the channels last, on a CPU too; FSDP cuts up no such weights.
+        module.to(memory_format=torch.contiguous_format if accelerator.is_fsdp2 else torch.channels_last)
         # The schedule counts steps of the run. Left to accelerate, it would advance once for each process.
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        register_fsdp_forward_method(self.module, "compare")  # if it is cut up, it is put together for this too
         self.schedule = schedule
         self.averages = {name: EMAModel(model.parameters(), config.ema_decay) for name, model in self.models.items()}
         self.states = {"model": module, "optimizer": self.optimizer, "schedule": schedule}
         self.states |= {f"average_{name}": average for name, average in self.averages.items()}
         if accelerator.scaler is not None:
             self.states["scaler"] = accelerator.scaler
+        if accelerator.is_fsdp2:
+            self.states = {name: Whole(state) for name, state in self.states.items()}
         self.step = self.saved_step = self._resume()
 
     def _resume(self) -> int:
@@ -144,6 +150,9 @@ class StageTrainer:
     def _save(self) -> None:
         if self.accelerator.is_main_process:
             save_checkpoint(self.folder, self.step, self.states, self.config.checkpoints_total_limit)
+        else:
+            for state in self.states.values():
+                state.state_dict()  # what is cut up is put together by all, in the same order
         self.accelerator.wait_for_everyone()
         self.saved_step = self.step
 
@@ -156,7 +165,7 @@ class StageTrainer:
         # Once for all models: they share the optimizer, whose gradients may be unscaled only once.
         self.accelerator.unscale_gradients(self.optimizer)
         for name, model in self.models.items():
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+            norm = put_together(torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm))
             if self.accelerator.scaler is None:  # a loss scaler skips such a step by itself
                 self._check_finite(f"gradient norm of the {name}", norm, items)
             terms[f"grad_norm_{name}"] = norm
@@ -208,7 +217,14 @@ class StageTrainer:
 
     @contextmanager
     def averaged_weights(self):
-        """Within, every trained model holds its averaged weights and is in evaluation mode."""
+        """Within, the models of `shown` hold their averaged weights and are in evaluation mode.
+
+        They are the trained models, or copies of them on the first process if those are cut up.
+        """
+        if self.accelerator.is_fsdp2:
+            with averaged_copies(self.shown, self.averages):
+                yield
+            return
         for name, model in self.models.items():
             self.averages[name].store(model.parameters())
             self.averages[name].copy_to(model.parameters())
