@@ -291,9 +291,9 @@ def test_a_checkpoint_never_waits_for_its_validation(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_engines_that_cut_models_up_are_refused(tmp_path, monkeypatch, kind):
+def test_engines_whose_states_are_never_whole_are_refused(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(Accelerator, "distributed_type", kind)
-    with pytest.raises(ConfigError, match=f"{kind.value} cuts models up"):
+    with pytest.raises(ConfigError, match=f"{kind.value} keeps models and optimizers in a way .* fsdp.yaml"):
         train(tmp_path)
 
 

@@ -360,8 +360,8 @@ def _new_engine() -> Accelerator:
         engine.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     elif engine.distributed_type in _SHARDING:
         raise ConfigError(
-            f"{engine.distributed_type.value} keeps models and optimizers in a way that checkpoints cannot hold: launch"
-            " with examples/configs/accelerate/fsdp.yaml, which has fsdp_version: 2."
+            f"{engine.distributed_type.value} keeps models and optimizers in a way that checkpoints cannot hold: use"
+            " FSDP with fsdp_version: 2, as examples/configs/accelerate/fsdp.yaml does."
         )
     return engine
 

@@ -1,7 +1,7 @@
 """Models that the engine has cut up among processes, by FSDP2: their states seen whole, and taken back in shards.
 
-A checkpoint holds whole tensors whatever cut them up, so that it looks the same from any engine. In the states of such a
-model, and of what was made for it, each tensor is a `DTensor`. Whatever puts one together is called by all processes.
+A checkpoint holds whole tensors whatever cut them up, so that it is the same from any engine. In the states of such a
+model, of its optimizer and of its averages each tensor is a `DTensor`. All processes together put one together.
 """
 
 from __future__ import annotations
