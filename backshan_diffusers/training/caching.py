@@ -152,6 +152,8 @@ def _write_pairs(paths: dict[str, Path], report: Path, rows: Pairs, workers: int
     with _writing_in(folder):
         found = replace(rows.findings, skipped=(*rows.findings.skipped, *unfinished.skipped()))
         report.write_text(summary(unfinished.rows(), found) + "\n", encoding="utf-8")
+        if found.skipped:
+            _logger.warning("%d pairs cannot be used and are left out: %s lists them.", len(found.skipped), report)
         unfinished.finish()
 
 

@@ -177,6 +177,9 @@ class TrainingConfig:
     cache_dir: str | None = field(
         default=None, metadata=_of_run("Folder of pictures and latents, may be shared. None: OUTPUT_DIR/cache.")
     )
+    accept_changes: bool = field(
+        default=False, metadata=_of_run("Go on in a folder that was begun with other values, from its checkpoints.")
+    )
     seed: int = field(default=0, metadata=_of_run("Seeds weights, data order, noise and timesteps."))
     objective: dict[str, Any] = field(
         default_factory=lambda: {"preset": DEFAULT_PRESET},

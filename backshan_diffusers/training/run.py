@@ -10,6 +10,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
@@ -36,7 +37,7 @@ from .batches import (
 )
 from .caching import PairArrays, cache_latents, cache_pairs, encode, read_attributes
 from .checkpoints import checkpoint_steps
-from .config import ConfigError, TrainingConfig
+from .config import NEEDED, ConfigError, TrainingConfig, check
 from .logs import append_line, csv_step, drop_later_lines
 from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
 from .records import check_record, write_record
@@ -52,6 +53,8 @@ WHITENED_PICTURES = 1024
 """Training fronts from which the statistics of the latents are taken."""
 
 
+_REMEDY = "give more pairs (batch_size, train_pairs), or --objective.preset mse, which compares none."
+
 PATIENCE = timedelta(hours=12)
 """How long processes wait for the first one, which alone draws pairs, validates and writes."""
 
@@ -61,11 +64,16 @@ class TrainingRun:
 
     Args:
         config: what to train.
+
+    Raises:
+        ConfigError: if accelerate was told to use an engine that is not supported, or pairs are to be compared with
+            each other of which a step has one.
     """
 
     def __init__(self, config: TrainingConfig):
         self.config, self.accelerator = config, _new_engine()
         self.output_dir = Path(config.output_dir)
+        self._check_comparisons()
 
     def run(self) -> Path:
         """Run the stages; returns the folder of the finished pipeline.
@@ -83,6 +91,27 @@ class TrainingRun:
                 self._run_stage(name, source)
                 source = self._finished(name)
         return source
+
+    def _comparing(self) -> Iterator[tuple[str, TrainingConfig, Objective]]:
+        """Name, config and objective of the stages that compare pairs with each other."""
+        for name in self.config.stage_names():
+            config = self.config.stage(name)
+            objective = config.resolve_objective()
+            if name not in NEEDED and objective.contrastive_weight:
+                yield name, config, objective
+
+    def _check_comparisons(self) -> None:
+        """Refuse steps of one pair where pairs are compared."""
+        for name, config, _ in self._comparing():
+            parts = config.gradient_accumulation_steps if config.cached_contrast else 1
+            compared = min(config.batch_size * parts * self.accelerator.num_processes, config.train_pairs)
+            check(compared > 1, f"{name} compares the pairs of a step with each other, but a step has one: {_REMEDY}")
+
+    def _check_outfits(self, pairs: PairArrays) -> None:
+        """Refuse pairs of one outfit, which are no negatives of each other, where pairs are compared."""
+        for name, _, objective in self._comparing():
+            one_outfit = len(np.unique(pairs.groups)) == 1 and not objective.same_group_negatives
+            check(not one_outfit, f"{name} compares outfits, but all pairs have one group_id: {_REMEDY}")
 
     def start(self, folder: Path | None) -> BackToFrontPipeline:
         """The pipeline a stage begins with: the folder of the stage before, the base model, or random weights."""
@@ -102,15 +131,17 @@ class TrainingRun:
         Raises:
             ConfigError: if the source does not have them.
         """
-        config = self.config
-        folder = {} if config.source_path is None else {"path": config.source_path}
+        return self._pairs_of("train", size), self._pairs_of("validation", size)
+
+    def _pairs_of(self, split: str, size: int) -> Pairs:
+        folder = {} if self.config.source_path is None else {"path": self.config.source_path}
+        name, wanted = f"{split}_pairs", getattr(self.config, f"{split}_pairs")
         try:
-            return (
-                load_pairs(config.source, split="train", size=size, count=config.train_pairs, **folder),
-                load_pairs(config.source, split="validation", size=size, count=config.validation_pairs, **folder),
-            )
+            rows = load_pairs(self.config.source, split=split, size=size, **folder)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        check(wanted <= len(rows), f"{name} is {wanted} and there are {len(rows)} such pairs: give at most so many.")
+        return rows[:wanted]
 
     def build_stage(
         self, name: str, pipeline: BackToFrontPipeline, pairs: PairArrays
@@ -168,6 +199,7 @@ class TrainingRun:
         pipeline = self.start(source)
         rows, held_out_rows = self.pairs(pipeline.controlnet.config.image_size)
         train, held_out = self._cached(rows, config.mask_face), self._cached(held_out_rows)
+        self._check_outfits(train)
         folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             write_record(folder, record)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .batches import StepSampler
 from .checkpoints import checkpoint_path, clear_leftovers, load_checkpoint, newest_sound_step, save_checkpoint
-from .config import TrainingConfig
+from .config import ConfigError, TrainingConfig
 from .logs import append_line, drop_later_lines, json_step
 from .sharding import Whole, averaged_copies, put_together, whole_copies
 from .stages import Batch, StageModule, Terms
@@ -111,12 +111,21 @@ class StageTrainer:
             step = newest_sound_step(self.folder)
         step = int(broadcast(torch.tensor(step, device=self.accelerator.device)))
         if step:
-            load_checkpoint(checkpoint_path(self.folder, step), self.states)
+            self._load(checkpoint_path(self.folder, step))
         for average in self.averages.values():
             average.to(self.accelerator.device)
         if main:
             drop_later_lines(self.folder / "metrics.jsonl", step, json_step)
         return step
+
+    def _load(self, checkpoint: Path) -> None:
+        try:
+            load_checkpoint(checkpoint, self.states)
+        except (RuntimeError, ValueError, KeyError) as error:  # what torch and we raise for states of another shape
+            what = str(error).strip().splitlines()[-1].strip().rstrip(".")
+            raise ConfigError(
+                f"{checkpoint} does not fit what is trained now ({what}): give another output_dir."
+            ) from error
 
     def train(self, on_validate: Callable[[int], None]) -> None:
         """Run the steps that are left. `on_validate(step)` is called with the averaged weights in place."""
