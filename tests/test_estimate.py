@@ -144,5 +144,5 @@ def test_a_rehearsal_from_a_base_writes_nothing_and_reads_like_a_table(tmp_path)
 
 
 def test_a_rehearsal_refuses_pairs_that_the_source_does_not_have(tmp_path):
-    with pytest.raises(ConfigError, match="count must be a whole number"):
+    with pytest.raises(ConfigError, match="validation_pairs is 1000000000 and there are"):
         rehearse(tiny_config(tmp_path, validation_pairs=10**9))

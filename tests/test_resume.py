@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,13 +21,15 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from filelock import FileLock
 from safetensors.torch import load_file
-from tiny import tiny_config, tiny_prior
+from tiny import TINY, tiny_config, tiny_prior
 
 from backshan_diffusers.files import DiskFullError, full_disk_in_words
 from backshan_diffusers.training.checkpoints import checkpoint_steps, find_damage, save_checkpoint
 from backshan_diffusers.training.config import STAGES, ConfigError
 from backshan_diffusers.training.records import check_record, write_record
 from backshan_diffusers.training.run import TrainingRun
+from backshan_diffusers.training.scratch import build_pipeline
+from backshan_diffusers.training.stages import PriorStage
 from backshan_diffusers.training.trainer import StageTrainer, learning_rate_factor
 
 ROOT = Path(__file__).parents[1]
@@ -291,9 +293,9 @@ def test_a_checkpoint_never_waits_for_its_validation(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_engines_that_cut_models_up_are_refused(tmp_path, monkeypatch, kind):
+def test_engines_whose_states_are_never_whole_are_refused(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(Accelerator, "distributed_type", kind)
-    with pytest.raises(ConfigError, match=f"{kind.value} cuts models up"):
+    with pytest.raises(ConfigError, match=f"{kind.value} keeps models and optimizers in a way .* fsdp.yaml"):
         train(tmp_path)
 
 
@@ -380,6 +382,30 @@ def test_an_unfinished_stage_is_not_trained_on_with_other_values(finished, tmp_p
     assert checkpoint_steps(run / "joint") == [2]
 
 
+def test_every_value_that_differs_is_named_and_the_run_goes_on_if_it_is_told_to(tmp_path, caplog):
+    few = {"stages": {"vae": {}}, "validate_every": 9}
+    train(tmp_path, max_steps=2, **few)
+    shutil.rmtree(tmp_path / "vae" / "pipeline")
+    changes = {"learning_rate": 1e-3, "objective": {"preset": "paper", "temperature": 0.5}, "max_steps": 3}
+    words = (
+        "was trained with objective.temperature 1.0, not 0.5, and max_steps 2, not 3, and learning_rate 0.0005, not"
+        " 0.001: give another output_dir"
+    )
+    with pytest.raises(ConfigError, match=words):
+        train(tmp_path, **changes, **few)
+    train(tmp_path, **changes, **few, accept_changes=True)
+    assert [line["step"] for line in log(tmp_path / "vae")] == [1, 2, 3]
+    assert "not 0.001: it goes on all the same, as accept_changes says." in caplog.text
+    train(tmp_path, **changes, **few)  # these are its values now
+
+
+def test_a_checkpoint_of_another_shape_is_refused_even_if_changes_are_accepted(tmp_path):
+    train_prior(tmp_path)
+    other = build_pipeline(replace(TINY, unet_channels=(8, 8)), 0)
+    with pytest.raises(ConfigError, match=r"checkpoint-4 does not fit what is trained now \(size mismatch .*\): give"):
+        trainer_of(tmp_path, PriorStage(other.unet, other.scheduler))
+
+
 @pytest.mark.parametrize("change", [(4, 8), (8, 4)])
 @pytest.mark.parametrize(("done", "refused"), [(2, False), (3, True)])
 def test_a_run_may_be_made_longer_or_shorter_until_its_rate_falls(tmp_path, change, done, refused):
@@ -387,7 +413,7 @@ def test_a_run_may_be_made_longer_or_shorter_until_its_rate_falls(tmp_path, chan
     write_record(tmp_path, {"max_steps": before})
     assert learning_rate_factor(2, 1, 4) == 1 > learning_rate_factor(3, 1, 4)
     with pytest.raises(ConfigError) if refused else nullcontext():
-        check_record(tmp_path, {"max_steps": after}, done)
+        check_record(tmp_path, {"max_steps": after, "accept_changes": False}, done)
 
 
 def test_checkpoints_without_a_record_are_not_gone_on_from(tmp_path):
@@ -406,7 +432,7 @@ def test_a_run_may_not_go_on_with_another_number_of_processes(tmp_path):
     write_record(tmp_path, {"processes": 2})
     check_record(tmp_path, {"processes": 1}, None)
     with pytest.raises(ConfigError, match="was trained with processes 2, not 1"):
-        check_record(tmp_path, {"processes": 1}, 10)
+        check_record(tmp_path, {"processes": 1, "accept_changes": False}, 10)
 
 
 # --- values that are not finite --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from transformers import CLIPTextModel
 
 from ..models import BackshanControlNetModel
 from ..models.controlnet_backshan import records_conditioning
@@ -42,9 +43,12 @@ def open_base(name: str, seed: int, controlnet: str | None = None, **recorded) -
     )
     try:
         given = {} if controlnet is None else {"controlnet": _open_controlnet(controlnet)}
-        if given or "controlnet" in BackToFrontPipeline.load_config(name):
+        has_controlnet = given or "controlnet" in BackToFrontPipeline.load_config(name)
+        given["text_encoder"] = _open_text_encoder(name)
+        if has_controlnet:
             return _with_controlnet_of_ours(BackToFrontPipeline.from_pretrained(name, **given), recorded)
-        base = StableDiffusionPipeline.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        base = StableDiffusionPipeline.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **given)
+        _check_base(base)
         if base.vae_scale_factor != CONDITION_FACTOR:
             raise ValueError(
                 f"its latents are 1/{base.vae_scale_factor} of a picture's side and a new ControlNet's condition"
@@ -64,13 +68,52 @@ def _open_controlnet(name: str) -> ControlNetModel:
     return kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
 
 
+def _open_text_encoder(name: str) -> CLIPTextModel:
+    """The pipeline's text encoder, opened by itself: in a pipeline weights that its file lacks are drawn anew."""
+    opened, found = CLIPTextModel.from_pretrained(
+        name, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"its text_encoder has no weight {missing[0]}: copy or download it again.")
+    return opened
+
+
 def _with_controlnet_of_ours(pipeline: BackToFrontPipeline, recorded: dict) -> BackToFrontPipeline:
+    _check_base(pipeline)
     _check_fit(pipeline)
     if not isinstance(pipeline.controlnet, BackshanControlNetModel):
         recorded = {"image_size": _native_size(pipeline), **recorded}
     controlnet = BackshanControlNetModel.from_controlnet(pipeline.controlnet, **recorded)
     pipeline.register_modules(controlnet=controlnet)
     return pipeline
+
+
+def _check_base(pipeline: StableDiffusionPipeline | BackToFrontPipeline) -> None:
+    """Refuse what is no Stable Diffusion: noise of betas, and a U-Net that reads noised latents and a text alone."""
+    for name, part in pipeline.components.items():
+        for weight, value in part.named_parameters() if isinstance(part, torch.nn.Module) else ():
+            if value.is_meta:  # what diffusers leaves where a file has no such weight
+                raise ValueError(f"its {name} has no weight {weight}: copy or download it again.")
+    schedule, unet = pipeline.scheduler.config, pipeline.unet.config
+    if "beta_schedule" not in schedule or "beta_schedule" in schedule.get("_use_default_values", ()):
+        raise ValueError("its scheduler_config.json names no beta_schedule, so that nobody knows how noise is added.")
+    for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
+        if unet[name] is not None:
+            raise ValueError(f"its U-Net has the {name} {unet[name]}: give one that needs no more than a text.")
+    if unet.sample_size is None:
+        raise ValueError(
+            "its U-Net records no sample_size: write into its config the side of the latents it was made for."
+        )
+    for ours, theirs, part, size in (
+        ("in_channels", "latent_channels", "vae", pipeline.vae.config.latent_channels),
+        ("out_channels", "latent_channels", "vae", pipeline.vae.config.latent_channels),
+        ("cross_attention_dim", "hidden_size", "text_encoder", pipeline.text_encoder.config.hidden_size),
+    ):
+        if unet[ours] != size:
+            raise ValueError(
+                f"its U-Net has {ours} {unet[ours]} and its {part} {theirs} {size}: give parts that were made for each"
+                " other."
+            )
 
 
 def _check_fit(pipeline: BackToFrontPipeline) -> None:
@@ -88,6 +131,9 @@ def _check_fit(pipeline: BackToFrontPipeline) -> None:
             f"the ControlNet reads pictures at 1/{factor} of their side and latents have"
             f" 1/{pipeline.vae_scale_factor}: give one that was made for the other."
         )
+    image_size = controlnet.get("image_size", factor)  # a stock one records none
+    if image_size % factor:
+        raise ValueError(f"the ControlNet records image_size {image_size}: it has to be a multiple of {factor}.")
 
 
 def _native_size(pipeline: StableDiffusionPipeline | BackToFrontPipeline) -> int:

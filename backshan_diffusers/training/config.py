@@ -186,6 +186,9 @@ class TrainingConfig:
     cache_dir: str | None = field(
         default=None, metadata=_of_run("Folder of pictures and latents, may be shared. None: OUTPUT_DIR/cache.")
     )
+    accept_changes: bool = field(
+        default=False, metadata=_of_run("Go on in a folder that was begun with other values, from its checkpoints.")
+    )
     seed: int = field(default=0, metadata=_of_run("Seeds weights, data order, noise and timesteps."))
     report_to: str = field(
         default="tensorboard", metadata=_of_run(f"Where the logs go besides their files: {', '.join(TRACKERS)}.")

@@ -29,7 +29,8 @@ class ComparisonHead(nn.Module):
         super().__init__()
         self.projection = nn.Linear(width, objective.projection_width) if objective.projection_width else None
         learned = objective.contrastive_weight > 0 and objective.learned_temperature
-        self.log_temperature = nn.Parameter(torch.tensor(objective.temperature).log()) if learned else None
+        # One value, but no scalar: FSDP cannot cut up a scalar.
+        self.log_temperature = nn.Parameter(torch.tensor([objective.temperature]).log()) if learned else None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`B x width` to what is compared."""
@@ -37,7 +38,7 @@ class ComparisonHead(nn.Module):
 
     def temperature(self) -> torch.Tensor | None:
         """The learned tau, or None where it is fixed."""
-        return None if self.log_temperature is None else self.log_temperature.exp().clamp(min=SMALLEST_TEMPERATURE)
+        return None if self.log_temperature is None else self.log_temperature[0].exp().clamp(min=SMALLEST_TEMPERATURE)
 
 
 @dataclass(frozen=True)

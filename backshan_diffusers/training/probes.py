@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate.utils import reduce
+from torch.distributed.tensor import DTensor
 
 from .stages import Batch, StageModule, Terms
 
@@ -18,14 +19,15 @@ def probe_stage(module: StageModule, batch: Batch) -> Terms:
     """How hard each of the loss's two terms pulls, and what the stage itself can tell. Changes nothing.
 
     `grad_norm_mse` and `grad_norm_contrast` are the norms of the gradients of what each term adds to the loss, over
-    the weights at which both pull; `grad_norm_ratio` is the second over the first.
+    the weights at which both pull; `grad_norm_ratio` is the second over the first. They are left out where FSDP has
+    cut the weights up: it hands out their gradients in the step alone.
 
     Args:
         module: the stage, not wrapped; on every process, since the contrastive term is one of all of them.
         batch: on the device.
     """
     contested = module.contested()
-    if not contested:
+    if not contested or any(isinstance(weight, DTensor) for weight in contested):
         return module.probe(batch)
     # A pass for each term: compiled models keep nothing for a second way back.
     mse = _gradient_norm(module(batch)["mse"], contested)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,11 +14,14 @@ from ..files import write_text
 from .config import ConfigError
 from .trainer import decay_begins
 
+logger = logging.getLogger(__name__)
+
 FILE = "training_config.yaml"
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 CHANGEABLE = (
     "output_dir",
     "cache_dir",
+    "accept_changes",
     "stages",
     "validation_pairs",
     "report_to",
@@ -38,7 +43,7 @@ def write_record(folder: Path, values: dict) -> None:
 
 
 def check_record(folder: Path, values: dict, steps_done: int | None) -> None:
-    """Refuse to go on with a stage that was begun with other values.
+    """Refuse to go on with a stage that was begun with other values, unless these say `accept_changes`.
 
     Args:
         folder: of the stage.
@@ -47,7 +52,7 @@ def check_record(folder: Path, values: dict, steps_done: int | None) -> None:
             to fall, `max_steps` may still change.
 
     Raises:
-        ConfigError: naming the first value that differs.
+        ConfigError: naming the values that differ.
     """
     path = folder / FILE
     if not path.exists():
@@ -56,15 +61,36 @@ def check_record(folder: Path, values: dict, steps_done: int | None) -> None:
                 f"{folder} was trained without {FILE}, so with nobody knows what: give another output_dir."
             )
         return
-    before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for name, value in yaml.safe_load(yaml.safe_dump(values)).items():
-        if name in CHANGEABLE or value == before.get(name):
-            continue
-        if name == "max_steps" and steps_done is not None and steps_done <= decay_begins(min(value, before[name])):
-            continue
-        if name == "processes" and steps_done is None:
-            continue
+    before, now = (
+        _flat(yaml.safe_load(path.read_text(encoding="utf-8"))),
+        _flat(yaml.safe_load(yaml.safe_dump(values))),
+    )
+    changes = [
+        f"{name} {before.get(name)!r}, not {value!r}"
+        for name, value in now.items()
+        if value != before.get(name) and not _may_change(name, value, before.get(name), steps_done)
+    ]
+    if not changes:
+        return
+    found = f"{folder} was trained with {', and '.join(changes)}"
+    if not values["accept_changes"]:
         raise ConfigError(
-            f"{folder} was trained with {name} {before.get(name)!r}, not {value!r}: give another output_dir, or remove"
-            f" that folder and those of the stages after it to train them again."
+            f"{found}: give another output_dir, remove that folder and those of the stages after it to train them"
+            " again, or go on from what is there with --accept_changes true."
         )
+    logger.warning("%s: it goes on all the same, as accept_changes says.", found)
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    """The values by their dotted names."""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _may_change(name: str, value: Any, before: Any, steps_done: int | None) -> bool:
+    """Whether a stage may go on with another value as if nothing were."""
+    if name == "max_steps":
+        return steps_done is not None and steps_done <= decay_begins(min(value, before))
+    return name.partition(".")[0] in CHANGEABLE or (name == "processes" and steps_done is None)

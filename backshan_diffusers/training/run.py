@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -14,21 +15,25 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
 from filelock import FileLock, Timeout
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..data import Pairs, PairsError, load_pairs
 from ..faces import FaceDetectorMissing
 from ..files import full_disk_in_words
+from ..objective import Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
 from .building import StageBuilder
 from .caching import PairArrays, cache_pairs
 from .checkpoints import checkpoint_steps
-from .config import ConfigError, TrainingConfig
+from .config import NEEDED, ConfigError, TrainingConfig, check
 from .logs import append_row, csv_step, drop_later_lines
 from .lora import save_lora
 from .records import check_record, write_record
 from .savings import check_machine, round_frozen
 from .scratch import build_controlnet, build_pipeline
+from .sharding import check_shardable
 from .stages import StageModule
 from .trackers import check_tracker, tracker_arguments, tracking
 from .trainer import StageTrainer
@@ -38,6 +43,8 @@ from .whitening import whiten_latents
 WHITENED_PICTURES = 1024
 """Training fronts from which the statistics of the latents are taken."""
 
+
+_REMEDY = "give more pairs (batch_size, train_pairs), or --objective.preset mse, which compares none."
 
 PATIENCE = timedelta(hours=12)
 """How long processes wait for the first one, which alone draws pairs, validates and writes."""
@@ -50,14 +57,16 @@ class TrainingRun(StageBuilder):
         config: what to train.
 
     Raises:
-        ConfigError: if the tracker is not installed, this machine lacks something else that the config asks for, or
-            the processes are launched in a way that is not supported.
+        ConfigError: if the tracker is not installed, this machine lacks something else that the config asks for,
+            accelerate was told to use an engine that is not supported, or pairs are to be compared with each other of
+            which a step has one.
     """
 
     def __init__(self, config: TrainingConfig):
         check_tracker(config.report_to)
         check_machine(config)
         super().__init__(config, _new_engine())
+        self._check_comparisons()
 
     def run(self) -> Path:
         """Run the stages; returns the folder of the finished pipeline.
@@ -75,6 +84,27 @@ class TrainingRun(StageBuilder):
                 self._run_stage(name, source)
                 source = self._finished(name)
         return source
+
+    def _comparing(self) -> Iterator[tuple[str, TrainingConfig, Objective]]:
+        """Name, config and objective of the stages that compare pairs with each other."""
+        for name in self.config.stage_names():
+            config = self.config.stage(name)
+            objective = config.resolve_objective()
+            if name not in NEEDED and objective.contrastive_weight:
+                yield name, config, objective
+
+    def _check_comparisons(self) -> None:
+        """Refuse steps of one pair where pairs are compared."""
+        for name, config, _ in self._comparing():
+            parts = config.gradient_accumulation_steps if config.cached_contrast else 1
+            compared = min(config.batch_size * parts * self.accelerator.num_processes, config.train_pairs)
+            check(compared > 1, f"{name} compares the pairs of a step with each other, but a step has one: {_REMEDY}")
+
+    def _check_outfits(self, pairs: PairArrays) -> None:
+        """Refuse pairs of one outfit, which are no negatives of each other, where pairs are compared."""
+        for name, _, objective in self._comparing():
+            one_outfit = len(np.unique(pairs.groups)) == 1 and not objective.same_group_negatives
+            check(not one_outfit, f"{name} compares outfits, but all pairs have one group_id: {_REMEDY}")
 
     def start(self, folder: Path | None) -> BackToFrontPipeline:
         """The pipeline a stage begins with: the folder of the stage before, the base model, or random weights."""
@@ -96,15 +126,17 @@ class TrainingRun(StageBuilder):
         Raises:
             ConfigError: if the source does not have them.
         """
-        config = self.config
-        folder = {} if config.source_path is None else {"path": config.source_path}
+        return self._pairs_of("train", size), self._pairs_of("validation", size)
+
+    def _pairs_of(self, split: str, size: int) -> Pairs:
+        folder = {} if self.config.source_path is None else {"path": self.config.source_path}
+        name, wanted = f"{split}_pairs", getattr(self.config, f"{split}_pairs")
         try:
-            return (
-                load_pairs(config.source, split="train", size=size, count=config.train_pairs, **folder),
-                load_pairs(config.source, split="validation", size=size, count=config.validation_pairs, **folder),
-            )
+            rows = load_pairs(self.config.source, split=split, size=size, **folder)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        check(wanted <= len(rows), f"{name} is {wanted} and there are {len(rows)} such pairs: give at most so many.")
+        return rows[:wanted]
 
     @contextmanager
     def _alone(self):
@@ -152,10 +184,13 @@ class TrainingRun(StageBuilder):
         if (finished / "model_index.json").exists():
             check_record(folder, record, None)
             return
+        if self.accelerator.is_fsdp2:
+            check_shardable(config)
         check_record(folder, record, max(checkpoint_steps(folder), default=0))
         pipeline = self.start(source)
         rows, held_out_rows = self.pairs(pipeline.controlnet.config.image_size)
         train, held_out = self._cached(rows, config.mask_face, tuple(config.focus())), self._cached(held_out_rows)
+        self._check_outfits(train)
         folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             write_record(folder, record)
@@ -166,11 +201,14 @@ class TrainingRun(StageBuilder):
             drop_later_lines(folder / "validation.csv", trainer.step, csv_step)
         masks = self._front_masks(held_out_rows)
         self.make_room(pipeline, module)
-        pipeline.to(self.accelerator.device)
+        if self.accelerator.is_main_process:  # it alone draws and saves
+            components = {part: model for part, model in trainer.shown.items() if part in pipeline.components}
+            pipeline.register_modules(**components)
+            pipeline.to(self.accelerator.device)
         with tracking(self.accelerator, folder, trainer.step, record):
             trainer.train(lambda step: self._validate(name, step, pipeline, held_out, masks, prompts))
         with trainer.averaged_weights():
-            self._finish(name, module, source, train, finished)
+            self._finish(name, module, trainer.shown, source, train, finished)
         self.accelerator.wait_for_everyone()
 
     def make_room(self, pipeline: BackToFrontPipeline, module: StageModule) -> None:
@@ -214,13 +252,21 @@ class TrainingRun(StageBuilder):
         append_row(self.output_dir / name / "validation.csv", {"step": step, **scores})
         self.accelerator.log({f"held_out_{metric}": value for metric, value in scores.items()}, step=step)
 
-    def _finish(self, name: str, module: StageModule, source: Path | None, pairs: PairArrays, folder: Path) -> None:
+    def _finish(
+        self,
+        name: str,
+        module: StageModule,
+        learned: Mapping[str, nn.Module],
+        source: Path | None,
+        pairs: PairArrays,
+        folder: Path,
+    ) -> None:
         """Write the stage's pipeline folder, complete or not at all: what it began with, and what has learned."""
         if not self.accelerator.is_main_process:
             return
         # opened anew, because what did not learn may have been rounded to half precision for the training
         pipeline = self.start(source)
-        pipeline.register_modules(**{part: model for part, model in module.trained.items() if part != "unet_lora"})
+        pipeline.register_modules(**{part: model for part, model in learned.items() if part in pipeline.components})
         if name == "vae" and self.config.base_model is None:
             whiten_latents(pipeline.vae, pairs.fronts[:WHITENED_PICTURES])
         if name == "prior":
@@ -232,18 +278,23 @@ class TrainingRun(StageBuilder):
         pending = folder.with_suffix(".tmp")
         shutil.rmtree(pending, ignore_errors=True)
         pipeline.save_pretrained(pending)
-        if "unet_lora" in module.trained:
+        if "unet_lora" in learned:
             save_lora(module.component("unet"), pending)
         pending.rename(folder)
 
 
 def _new_engine(**arguments) -> Accelerator:
     engine = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **arguments)
-    if engine.distributed_type in _SHARDING:
+    if engine.is_fsdp2:
+        # Autocast chooses the precision of each operation, as on one device. FSDP by itself would round everything.
+        engine.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    elif engine.distributed_type in _SHARDING:
         raise ConfigError(
-            f"{engine.distributed_type.value} cuts models up, and checkpoints hold whole ones: launch without it."
+            f"{engine.distributed_type.value} keeps models and optimizers in a way that checkpoints cannot hold: use"
+            " FSDP with fsdp_version: 2, as examples/configs/accelerate/fsdp.yaml does."
         )
     return engine
 
 
 _SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+"""Of these, FSDP only in its first version."""

@@ -12,14 +12,16 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from torch.distributed.fsdp import register_fsdp_forward_method
 from tqdm.auto import tqdm
 
 from .batches import StepSampler
 from .checkpoints import checkpoint_path, clear_leftovers, load_checkpoint, newest_sound_step, save_checkpoint
-from .config import TrainingConfig
+from .config import ConfigError, TrainingConfig
 from .logs import append_line, drop_later_lines, json_step, peak_memory
 from .probes import doubt, probe_stage
 from .savings import AveragedWeights, compile_blocks, new_optimizer, round_frozen, save_activations
+from .sharding import Whole, averaged_copies, put_together, whole_copies
 from .stages import Batch, StageModule, Terms
 
 _logger = logging.getLogger(__name__)
@@ -90,7 +92,8 @@ class StageTrainer:
         )
         for model in module.frozen.values():
             round_frozen(model.to(accelerator.device), accelerator)
-        if config.channels_last:
+        self.shown = whole_copies(self.models) if accelerator.is_fsdp2 else self.models
+        if config.channels_last and not accelerator.is_fsdp2:  # which cuts up no such weights
             for model in module.models():
                 model.to(memory_format=torch.channels_last)
         if config.gradient_checkpointing:
@@ -99,6 +102,8 @@ class StageTrainer:
             compile_blocks(module, config.compile)
         # The schedule counts steps of the run. Left to accelerate, it would advance once for each process.
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        for method in ("compare", "probe"):
+            register_fsdp_forward_method(self.module, method)  # if it is cut up, it is put together for this too
         self.schedule = schedule
         self.averages = {
             name: AveragedWeights(model.parameters(), config.ema_decay) for name, model in self.models.items()
@@ -107,6 +112,8 @@ class StageTrainer:
         self.states |= {f"average_{name}": average for name, average in self.averages.items()}
         if accelerator.scaler is not None:
             self.states["scaler"] = accelerator.scaler
+        if accelerator.is_fsdp2:
+            self.states = {name: Whole(state) for name, state in self.states.items()}
         self.step = self.saved_step = self._resume()
 
     def _resume(self) -> int:
@@ -117,12 +124,21 @@ class StageTrainer:
             step = newest_sound_step(self.folder)
         step = int(broadcast(torch.tensor(step, device=self.accelerator.device)))
         if step:
-            load_checkpoint(checkpoint_path(self.folder, step), self.states)
+            self._load(checkpoint_path(self.folder, step))
         for average in self.averages.values():
             average.to(self.accelerator.device)
         if main:
             drop_later_lines(self.folder / "metrics.jsonl", step, json_step)
         return step
+
+    def _load(self, checkpoint: Path) -> None:
+        try:
+            load_checkpoint(checkpoint, self.states)
+        except (RuntimeError, ValueError, KeyError) as error:  # what torch and we raise for states of another shape
+            what = str(error).strip().splitlines()[-1].strip().rstrip(".")
+            raise ConfigError(
+                f"{checkpoint} does not fit what is trained now ({what}): give another output_dir."
+            ) from error
 
     def train(self, on_validate: Callable[[int], None]) -> None:
         """Run the steps that are left. `on_validate(step)` is called with the averaged weights in place."""
@@ -156,6 +172,9 @@ class StageTrainer:
     def _save(self) -> None:
         if self.accelerator.is_main_process:
             save_checkpoint(self.folder, self.step, self.states, self.config.checkpoints_total_limit)
+        else:
+            for state in self.states.values():
+                state.state_dict()  # what is cut up is put together by all, in the same order
         self.accelerator.wait_for_everyone()
         self.saved_step = self.step
 
@@ -168,7 +187,7 @@ class StageTrainer:
         # Once for all models: they share the optimizer, whose gradients may be unscaled only once.
         self.accelerator.unscale_gradients(self.optimizer)
         for name, model in self.models.items():
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+            norm = put_together(torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm))
             if self.accelerator.scaler is None:  # a loss scaler skips such a step by itself
                 self._check_finite(f"gradient norm of the {name}", norm, items)
             terms[f"grad_norm_{name}"] = norm
@@ -236,7 +255,14 @@ class StageTrainer:
 
     @contextmanager
     def averaged_weights(self):
-        """Within, every trained model holds its averaged weights and is in evaluation mode."""
+        """Within, the models of `shown` hold their averaged weights and are in evaluation mode.
+
+        They are the trained models, or copies of them on the first process if those are cut up.
+        """
+        if self.accelerator.is_fsdp2:
+            with averaged_copies(self.shown, self.averages):
+                yield
+            return
         for name, model in self.models.items():
             self.averages[name].store(model.parameters())
             self.averages[name].copy_to(model.parameters())
