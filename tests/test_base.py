@@ -134,6 +134,9 @@ NO_STABLE_DIFFUSION = {
     "its scheduler_config.json names no beta_schedule": lambda base: (
         base / "scheduler" / "scheduler_config.json"
     ).write_text("{}"),
+    ".*text_encoder/model.safetensors is damaged .*: copy": lambda base: (
+        base / "text_encoder" / "model.safetensors"
+    ).write_bytes(b"nonsense"),
     "its U-Net records no sample_size: write": lambda base: edit(base / "unet" / "config.json", sample_size=None),
     "its U-Net has in_channels 4 and its vae latent_channels 8": lambda base: other_part(
         base, "vae", latent_channels=8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
 from transformers import CLIPTextModel
@@ -9,6 +11,7 @@ from transformers import CLIPTextModel
 from ..models import BackshanControlNetModel
 from ..models.controlnet_backshan import records_conditioning
 from ..pipelines import BackToFrontPipeline
+from ..pipelines.folder_check import check_folder
 from .config import ConfigError
 from .scratch import seeded
 
@@ -34,6 +37,8 @@ def open_base(name: str, seed: int, controlnet: str | None = None, **recorded) -
             read pictures in that way.
     """
     try:
+        if Path(name).is_dir():
+            check_folder(Path(name), {"controlnet"}, safetensors_only=True)
         given = {} if controlnet is None else {"controlnet": _open_controlnet(controlnet)}
         has_controlnet = given or "controlnet" in BackToFrontPipeline.load_config(name)
         given["text_encoder"] = _open_text_encoder(name)
@@ -87,7 +92,7 @@ def _check_base(pipeline: StableDiffusionPipeline | BackToFrontPipeline) -> None
             if value.is_meta:  # what diffusers leaves where a file has no such weight
                 raise ValueError(f"its {name} has no weight {weight}: copy or download it again.")
     schedule, unet = pipeline.scheduler.config, pipeline.unet.config
-    if "beta_schedule" not in schedule or "beta_schedule" in schedule["_use_default_values"]:
+    if "beta_schedule" not in schedule or "beta_schedule" in schedule.get("_use_default_values", ()):
         raise ValueError("its scheduler_config.json names no beta_schedule, so that nobody knows how noise is added.")
     for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
         if unet[name] is not None:
