@@ -1,12 +1,15 @@
 """A run from a folder laid out like the public Stable Diffusion 1.5, with a ControlNet from a folder of its own."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ControlNetModel, PNDMScheduler, StableDiffusionPipeline
+from diffusers import ControlNetModel, FlowMatchEulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors.torch import load_file, save_file
 from tiny import TINY, tiny_config, tiny_pipeline
 from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -100,6 +103,82 @@ def test_a_missing_controlnet_is_one_sentence(public, tmp_path):
     with pytest.raises(ConfigError, match="with the controlnet .*nothing cannot be used: ") as refused:
         open_base(str(public), 0, str(tmp_path / "nothing"))
     assert "\n" not in str(refused.value)
+
+
+def edit(file: Path, **changed) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+
+
+def without(file: Path, part: str) -> None:
+    """Take the first weight with `part` in its name out of a file."""
+    tensors = load_file(file)
+    del tensors[next(name for name in tensors if part in name)]
+    save_file(tensors, file, {"format": "pt"})
+
+
+def other_part(folder: Path, name: str, **changes) -> None:
+    """Replace a component by that of a pipeline of another shape."""
+    getattr(build_pipeline(replace(TINY, **changes), 0), name).save_pretrained(folder / name)
+
+
+NO_STABLE_DIFFUSION = {
+    "its text_encoder has no weight .*layers.0.*: copy": lambda base: without(
+        base / "text_encoder" / "model.safetensors", "layers.0"
+    ),
+    "its unet has no weight conv_in.weight: copy": lambda base: without(
+        base / "unet" / "diffusion_pytorch_model.safetensors", "conv_in.weight"
+    ),
+    "its vae has no weight decoder.conv_in.weight: copy": lambda base: without(
+        base / "vae" / "diffusion_pytorch_model.safetensors", "decoder.conv_in.weight"
+    ),
+    "its scheduler_config.json names no beta_schedule": lambda base: (
+        base / "scheduler" / "scheduler_config.json"
+    ).write_text("{}"),
+    ".*text_encoder/model.safetensors is damaged .*: copy": lambda base: (
+        base / "text_encoder" / "model.safetensors"
+    ).write_bytes(b"nonsense"),
+    "its U-Net records no sample_size: write": lambda base: edit(base / "unet" / "config.json", sample_size=None),
+    "its U-Net has in_channels 4 and its vae latent_channels 8": lambda base: other_part(
+        base, "vae", latent_channels=8
+    ),
+    "its U-Net has cross_attention_dim 16 and its text_encoder hidden_size 32": lambda base: other_part(
+        base, "text_encoder", text_width=32
+    ),
+}
+
+
+@pytest.mark.parametrize("message", NO_STABLE_DIFFUSION)
+@pytest.mark.parametrize("with_controlnet", [False, True])
+def test_what_is_no_whole_stable_diffusion_is_refused(public, tiny_folder, tmp_path, with_controlnet, message):
+    base = shutil.copytree(tiny_folder if with_controlnet else public, tmp_path / "base")
+    NO_STABLE_DIFFUSION[message](base)
+    with pytest.raises(ConfigError, match=f"the base_model {base} cannot be used: {message}") as refused:
+        open_base(str(base), 0)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_scheduler_without_betas_is_refused(public, tmp_path):
+    base = shutil.copytree(public, tmp_path / "base")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(base / "scheduler")
+    edit(base / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])
+    with pytest.raises(ConfigError, match="names no beta_schedule"):
+        open_base(str(base), 0)
+
+
+def test_a_unet_that_needs_more_than_a_text_is_refused(public, tmp_path):
+    base = shutil.copytree(public, tmp_path / "base")
+    conditional = build_pipeline(TINY, 0).unet
+    conditional = type(conditional).from_config({**conditional.config, "class_embed_type": "timestep"})
+    conditional.save_pretrained(base / "unet")
+    with pytest.raises(ConfigError, match="its U-Net has the class_embed_type timestep: give one"):
+        open_base(str(base), 0)
+
+
+def test_a_recorded_size_that_leaves_a_part_of_a_latent_is_refused(tiny_folder, tmp_path):
+    base = shutil.copytree(tiny_folder, tmp_path / "base")
+    edit(base / "controlnet" / "config.json", image_size=100)
+    with pytest.raises(ConfigError, match="the ControlNet records image_size 100: it has to be a multiple of 8"):
+        open_base(str(base), 0)
 
 
 def test_the_two_stages_of_the_method_run_one_after_the_other(public, tmp_path):

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tiny import TINY
+from tiny import TINY, pair_arrays, tiny_config
 
 from backshan_diffusers.objective import PRESETS
 from backshan_diffusers.training.config import STAGES, ConfigError, ModelSize, TrainingConfig
@@ -340,6 +341,40 @@ def test_pairs_that_the_source_does_not_have_are_refused_before_anything_is_writ
     with pytest.raises(ConfigError, match=message):
         TrainingRun(config).run()
     assert not (tmp_path / "run").exists()
+
+
+ALONE = "joint compares the pairs of a step with each other, but a step has one: give more pairs"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 1},
+        {"train_pairs": 1},
+        {"batch_size": 1, "gradient_accumulation_steps": 4},
+        {"batch_size": 1, "objective": {"preset": "dispersive"}},
+        {"batch_size": 1, "cached_contrast": True},
+    ],
+)
+def test_one_pair_alone_is_refused_where_pairs_are_compared(tmp_path, changes):
+    values = {"stages": {"controlnet": {"objective": {"preset": "mse"}}, "joint": {}}, "base_model": "base", **changes}
+    config = TrainingConfig(str(tmp_path / "run"), **values)
+    with pytest.raises(ConfigError, match=ALONE):
+        TrainingRun(config)
+    TrainingRun(replace(config, objective={"preset": "mse"}))
+    for enough in ({"train_pairs": 2, "batch_size": 2}, {"train_pairs": 2, "cached_contrast": True}):
+        more = {"gradient_accumulation_steps": 2} if "batch_size" not in enough else {}
+        TrainingRun(replace(config, **enough, **more))
+
+
+@pytest.mark.parametrize(("same_group_negatives", "refused"), [(False, True), (True, False)])
+def test_pairs_of_one_outfit_are_refused_where_outfits_are_compared(tmp_path, same_group_negatives, refused):
+    objective = {"preset": "paper", "same_group_negatives": same_group_negatives}
+    run, pairs = TrainingRun(tiny_config(tmp_path, objective=objective)), pair_arrays()
+    run._check_outfits(pairs)
+    pairs.groups[:] = 3
+    with pytest.raises(ConfigError, match="controlnet compares outfits, but all pairs") if refused else nullcontext():
+        run._check_outfits(pairs)
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 
 from backshan_diffusers import cli
 from backshan_diffusers.pictures import save_picture
@@ -93,6 +94,9 @@ def run_command(words: list[str]) -> None:
             assert not code
             if "--help" not in arguments:
                 assert Path(cli.build_parser().parse_args(arguments).out).exists()
+        case ["accelerate", "launch", "--config_file", file, "--num_processes", _, *command]:
+            load_config_from_file(file)  # it speaks of devices that may not be here
+            run_command(["accelerate", "launch", *command])
         case ["accelerate", "launch", script, *arguments]:
             launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
             done = subprocess.run(

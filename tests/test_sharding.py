@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
@@ -24,7 +25,9 @@ from backshan_diffusers.training.config import ModelSize
 from backshan_diffusers.training.run import TrainingRun
 from backshan_diffusers.training.trainer import StageTrainer
 
-ACCELERATE = Path(__file__).parents[1] / "examples" / "configs" / "accelerate"
+ROOT = Path(__file__).parents[1]
+ACCELERATE = ROOT / "examples" / "configs" / "accelerate"
+TRAINING_PAGE = ROOT / "docs" / "training.md"
 SETTINGS = {
     "model": ModelSize(),
     "stages": {"vae": {"max_steps": 2}, "joint": {}},
@@ -96,6 +99,16 @@ def home(tmp_path_factory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.mark.parametrize("name", ["cpu", "one-gpu", "ddp", "fsdp"])
+def test_accelerate_reads_the_configs_which_say_when_to_use_them(name):
+    path = ACCELERATE / f"{name}.yaml"
+    read = load_config_from_file(str(path))
+    assert read.num_processes == (2 if name in ("ddp", "fsdp") else 1) and read.use_cpu == (name == "cpu")
+    assert read.fsdp_config.get("fsdp_version") == (2 if name == "fsdp" else None)
+    assert path.read_text().startswith("# ")
+    assert f"`{path.name}`" in TRAINING_PAGE.read_text(encoding="utf-8")
 
 
 def log(stage: Path) -> list[dict]:

@@ -12,6 +12,7 @@ from transformers import CLIPTextModel
 from ..models import BackshanControlNetModel
 from ..models.controlnet_backshan import records_conditioning
 from ..pipelines import BackToFrontPipeline
+from ..pipelines.folder_check import check_folder
 from .config import ConfigError, check
 from .scratch import seeded
 
@@ -42,8 +43,10 @@ def open_base(name: str, seed: int, controlnet: str | None = None, **recorded) -
         " and fuse_lora, save the pipeline to a new folder, and give that.",
     )
     try:
+        if Path(name).is_dir():
+            check_folder(Path(name), {"controlnet"}, safetensors_only=True)
         given = {} if controlnet is None else {"controlnet": _open_controlnet(controlnet)}
-        has_controlnet = given or "controlnet" in BackToFrontPipeline.load_config(name)
+        has_controlnet = controlnet is not None or "controlnet" in BackToFrontPipeline.load_config(name)
         given["text_encoder"] = _open_text_encoder(name)
         if has_controlnet:
             return _with_controlnet_of_ours(BackToFrontPipeline.from_pretrained(name, **given), recorded)
