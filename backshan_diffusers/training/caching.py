@@ -88,6 +88,7 @@ def cache_pairs(
         PairsError: if more than a few pairs cannot be read, or a pair lacks one of the masks.
         FaceDetectorMissing: if a front has no face mask, and no detector is installed.
     """
+    masks = [name for name in MASKS if name in masks]  # one cache, in whatever order they are asked for
     key = _key("pairs-3", rows.key, masking_key(mask_face), *masks)
     names = ["backs", "fronts", "groups", *masks] + ["faces"] * (mask_face != "none")
     paths = {name: folder / f"{key}-{name}.npy" for name in names} | {"attributes": _attributes_path(folder, key)}
@@ -183,8 +184,8 @@ class _UnfinishedPairs:
     def __init__(self, paths: dict[str, Path], size: int):
         self.paths = paths
         self.pending = {name: path.with_suffix(".tmp") for name, path in paths.items() if path.suffix == ".npy"}
-        self.row_shapes = {name: shape for name, shape in _row_shapes(size).items() if name in paths}
-        del self.row_shapes["groups"]
+        shapes = _row_shapes(size)
+        self.row_shapes = {name: shapes[name] for name in self.pending if name != "groups"}
         self.chunks = self._read_journal()
         lines = [json.dumps(chunk) + "\n" for chunk in self.chunks]
         self.pending["groups"].write_text("".join(lines), encoding="utf-8")
