@@ -39,8 +39,8 @@ from .config import ConfigError
 SHARD = 256
 """Pictures whose latents are computed and kept together."""
 
-ENCODED_AT_ONCE = 8
-"""Pictures that go through the autoencoder together: what fits where a training batch does."""
+AT_ONCE = 8
+"""Pictures that go through a model together where nothing is trained: what fits where a training batch does."""
 
 LEFTOVER_AGE = 24 * 60 * 60
 """Seconds after which an unfinished file belongs to a run that was killed and has not come back."""
@@ -331,8 +331,8 @@ def _is_whole(path: Path) -> bool:
 @torch.no_grad()
 def encode(pictures: np.ndarray, vae: AutoencoderKL) -> torch.Tensor:
     """Scaled latents of `N x S x S x 3` uint8 pictures, on the CPU: `N x C x H x W` float32, the posterior's mean."""
-    starts = range(0, len(pictures), ENCODED_AT_ONCE)
-    batches = [to_pixels(pictures[start : start + ENCODED_AT_ONCE]).to(vae.device) for start in starts]
+    starts = range(0, len(pictures), AT_ONCE)
+    batches = [to_pixels(pictures[start : start + AT_ONCE]).to(vae.device) for start in starts]
     means = torch.cat([vae.encode(batch).latent_dist.mean.cpu() for batch in batches])
     return means * vae.config.scaling_factor
 
