@@ -14,6 +14,7 @@ from ..pipelines import BackToFrontPipeline
 from .batches import StepPairs, StepSampler
 from .caching import PairArrays
 from .config import TrainingConfig
+from .order import RandomOrder
 from .run import TrainingRun
 from .stages import Batch, StageModule
 
@@ -67,6 +68,9 @@ class Rehearsal(TrainingRun):
     def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
         return torch.zeros(2, pipeline.tokenizer.model_max_length, pipeline.unet.config.cross_attention_dim)
 
+    def _order(self, config, pairs: PairArrays) -> RandomOrder:
+        return RandomOrder(len(pairs.backs))  # there are no labels by which they could be alike
+
 
 def rehearse(config: TrainingConfig) -> RunNeeds:
     """Open what the run begins with, check its source, and count; nothing is trained, drawn or written.
@@ -90,7 +94,7 @@ def rehearse(config: TrainingConfig) -> RunNeeds:
 
 def _needs(run: Rehearsal, name: str, pipeline: BackToFrontPipeline, weight_bytes: int) -> StageNeeds:
     config = run.config.stage(name)
-    module, make_batch = run.build_stage(name, pipeline, _blank_pairs(pipeline, config.batch_size))
+    module, make_batch = run.build_stage(name, pipeline, _blank_pairs(pipeline, config))
     module.to("meta")
     sampler, steps = StepSampler(config.seed, name), len(config.crop_sizes) if name == "vae" else 1
     flops = [step_flops(module, _on_meta(make_batch(step, sampler)), config) for step in range(steps)]
@@ -116,9 +120,12 @@ def step_flops(module: StageModule, batch: Batch, config: TrainingConfig) -> int
     return counter.get_total_flops() * config.gradient_accumulation_steps
 
 
-def _blank_pairs(pipeline: BackToFrontPipeline, count: int) -> PairArrays:
-    pictures = np.zeros((count, *2 * [pipeline.controlnet.config.image_size], 3), dtype=np.uint8)
-    return PairArrays(pictures, pictures, np.arange(count), "blank")
+def _blank_pairs(pipeline: BackToFrontPipeline, config: TrainingConfig) -> PairArrays:
+    """A batch of black pictures whose masks are empty."""
+    count, side = config.batch_size, pipeline.controlnet.config.image_size
+    pictures = np.zeros((count, side, side, 3), dtype=np.uint8)
+    masks = dict.fromkeys(config.focus(), np.packbits(np.zeros((count, side, side), dtype=bool), axis=-1))
+    return PairArrays(pictures, pictures, np.arange(count), "blank", masks=masks)
 
 
 def _on_meta(batch: Batch) -> Batch:
