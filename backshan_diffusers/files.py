@@ -76,6 +76,20 @@ def replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def complete_folder(target: Path) -> Iterator[Path]:
+    """Where to write what becomes the folder `target` at the end of the block; what `target` was stays if it fails."""
+    pending = target.with_name(f".{target.name}.unfinished")
+    put_back(target)
+    shutil.rmtree(pending, ignore_errors=True)
+    try:
+        pending.mkdir(parents=True)
+        yield pending
+        replace_folder(pending, target)
+    finally:
+        shutil.rmtree(pending, ignore_errors=True)
+
+
 def put_back(target: Path) -> None:
     """Undo what a killed `replace_folder` left behind: where `target` is missing, the folder it was is put back."""
     if _put_aside(target).exists() and not target.exists():

@@ -94,7 +94,7 @@ def train(name: str, config: TrainingConfig, begin: dict[str, str], options: arg
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     log = Path(config.output_dir, stage, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rates = [json.loads(line)["items_per_second"] for line in log]
+    rates = [json.loads(line)["images_per_second"] for line in log]
     return {"pairs_per_second": statistics.median(rates[1:] or rates), "peak_memory_mib": peak_memory_mib(usage)}
 
 

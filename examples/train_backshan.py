@@ -4,6 +4,7 @@ Any field of the config may follow as `--field value`, and wins over the file. A
 `--stages.STAGE.FIELD value`, as `--stages.joint.max_steps 5`. To resume, run the same command again.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -45,6 +46,8 @@ def show(config: TrainingConfig) -> None:
 
 def main() -> int:
     """Train, or show what would be trained."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("backshan_diffusers").setLevel(logging.INFO)
     try:
         config, dry_run = parse_arguments(sys.argv[1:])
         if dry_run:

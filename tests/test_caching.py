@@ -1,6 +1,7 @@
 """Caches of pairs and latents: what they hold, what they depend on, and what happens to killed runs, broken files,
 shared folders and full disks."""
 
+import logging
 import os
 import resource
 import threading
@@ -79,11 +80,14 @@ def test_cached_pairs_are_the_pairs(tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} <= {".npy", ".jsonl", ".txt", ".lock"}
 
 
-def test_pairs_are_made_once(tmp_path):
+def test_pairs_are_made_and_counted_in_words_once(tmp_path, caplog):
     greys = Greys()
-    check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
-    check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
+    with caplog.at_level(logging.INFO):
+        check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
+        check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
     assert greys.made == list(range(COUNT))
+    (said,) = [each for each in caplog.records if each.name == caching.__name__]
+    assert said.levelname == "INFO" and said.getMessage().startswith(f"{COUNT} pairs can be used; left out are 0 that")
 
 
 def test_a_cache_belongs_to_its_rows_their_masks_and_the_code_that_drew_them(tmp_path, monkeypatch):

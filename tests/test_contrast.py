@@ -15,6 +15,7 @@ from test_stages import MID, control_batch, control_stage
 
 from backshan_diffusers.objective import PRESETS
 from backshan_diffusers.training.contrast import SMALLEST_TEMPERATURE, ComparisonHead
+from backshan_diffusers.training.probes import probe_stage
 
 HERE = Path(__file__).parent
 OBJECTIVES = {
@@ -81,9 +82,19 @@ def test_two_processes_equal_one_batch(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     subprocess.run([*command, str(tmp_path)], check=True, env=os.environ | environment, timeout=300)
     ours = load_file(tmp_path / "gradients.safetensors")
-    assert len(ours) == 2 * len(OBJECTIVES)
-    for name in ours:
-        assert relative_error(ours[name], whole_gradient(name.partition(" ")[0])) < 1e-5, name
+    assert len(ours) == 3 * len(OBJECTIVES)
+    for name in OBJECTIVES:
+        for parts in (1, 2):
+            assert relative_error(ours[f"{name} in {parts}"], whole_gradient(name)) < 1e-5, name
+        assert (
+            relative_error(ours[f"norms of {name}"], norms(control_stage(OBJECTIVES[name]), control_batch(8))) < 1e-5
+        )
+
+
+def norms(stage, batch: dict) -> torch.Tensor:
+    """Of the gradients of both terms, as the probe finds them."""
+    found = probe_stage(stage, batch)
+    return torch.stack([found["grad_norm_mse"], found["grad_norm_contrast"]])
 
 
 def process(folder: Path) -> None:
@@ -100,6 +111,8 @@ def process(folder: Path) -> None:
                 with nullcontext() if place == parts - 1 else accelerator.no_sync(wrapped):
                     accelerator.backward(wrapped(batch, *together)["loss"] / parts)
             found[f"{name} in {parts}"] = gradients(stage)
+        found[f"norms of {name}"] = norms(stage, half)
+        assert torch.equal(gradients(stage), found[f"{name} in 2"])  # the probe leaves them
     if accelerator.is_main_process:
         save_file(found, folder / "gradients.safetensors")
     accelerator.end_training()

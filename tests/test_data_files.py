@@ -1,5 +1,6 @@
 """Pairs of one's own as picture files: layouts, splits, groups, files that are the same, and what is refused."""
 
+import logging
 import os
 import pickle
 import re
@@ -304,7 +305,7 @@ def test_a_check_of_sound_pairs_gives_them_as_they_are(tmp_path):
     assert "\n" not in str(check)
 
 
-def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, monkeypatch):
+def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, caplog):
     """Chunks without a usable row, rows left out at both ends of a chunk: groups stay with their pictures."""
     items = [f"{number:03d}" for number in range(3 * arrays.CHUNK + 5)]
     folder = make(tmp_path / "train", items, "{view}/{item}.png")
@@ -316,7 +317,8 @@ def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, monk
         (folder / "front" / f"{items[number]}.png").write_bytes(b"")
     rows = train(tmp_path, size=16)
     before = os.times()
-    cached = cache_pairs(rows, tmp_path / "cache", workers=2)
+    with caplog.at_level(logging.INFO):
+        cached = cache_pairs(rows, tmp_path / "cache", workers=2)
     assert os.times().children_user > before.children_user
     good = [number for number in range(len(items)) if number not in bad]
     for array, view in ((cached.backs, "back"), (cached.fronts, "front")):
@@ -330,6 +332,8 @@ def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, monk
     lines = report.read_text().splitlines()
     assert [line.partition(":")[0] for line in lines[1:]] == [items[number] for number in bad]
     assert f"{len(good)} pairs can be used; left out are 5 that cannot" in lines[0]
+    (said,) = [each for each in caplog.records if "can be used" in each.getMessage()]
+    assert said.getMessage() == f"{lines[0]} They are listed in {report}." and said.levelname == "WARNING"
     assert [row["item_id"] for row in check_pairs(rows).usable] == [items[number] for number in good]
     alone = cache_pairs(rows, tmp_path / "other", workers=1)
     assert np.array_equal(alone.fronts, cached.fronts) and np.array_equal(alone.groups, cached.groups)

@@ -27,7 +27,8 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whereabouts")
     sizes = {"model": TINY, "crop_sizes": (32, 64), "train_pairs": 4, "validation_pairs": 2, "batch_size": 2}
     every = {"max_steps": 2, "log_every": 1, "checkpoint_every": 2, "validate_every": 1}
-    TrainingRun(TrainingConfig(output_dir=str(folder), objective={"preset": "mse"}, **sizes, **every)).run()
+    quiet = {"objective": {"preset": "mse"}, "report_to": "none"}
+    TrainingRun(TrainingConfig(output_dir=str(folder), **quiet, **sizes, **every)).run()
     return folder
 
 

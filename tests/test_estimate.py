@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_savings import precision
 from tiny import TINY, pair_arrays, tiny_config
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -108,12 +109,42 @@ def test_weights_and_bytes_of_each_stage_are_those_of_its_models(tmp_path):
     ]
     assert 0 < decoder < sizes["unet"] and [stage.trained for stage in needs.stages] == learns
     for stage, trained in zip(needs.stages, learns, strict=True):
-        assert stage.weight_bytes == 4 * sum(sizes.values())
+        assert stage.weight_bytes == 4 * (sum(sizes.values()) - sizes["text_encoder"])
         assert stage.gradient_bytes == 4 * sum(trained.values())
         assert stage.optimizer_bytes == 8 * sum(trained.values())
         assert stage.average_bytes == 4 * sum(sizes[name] for name in trained)
         parts = (stage.weight_bytes, stage.gradient_bytes, stage.optimizer_bytes, stage.average_bytes)
         assert stage.total_bytes == sum(parts)
+
+
+def test_the_options_that_save_are_counted(tmp_path):
+    def needs(**values):
+        return rehearse(tiny_config(tmp_path, crop_sizes=(32,), **values)).stages
+
+    plain = needs()
+    recomputing = needs(gradient_checkpointing=True)
+    for stage, other in zip(plain, recomputing, strict=True):
+        assert 1.1 * stage.step_flops < other.step_flops < 1.5 * stage.step_flops  # at most a second forward pass
+        assert stage.total_bytes == other.total_bytes
+    rounded = needs(optimizer="adamw8bit", channels_last=False)
+    for stage, other in zip(plain, rounded, strict=True):
+        assert 0.25 * stage.optimizer_bytes < other.optimizer_bytes < stage.optimizer_bytes
+    joint, adapted = plain[-1], needs(unet_lora_rank=2)[-1]
+    adapters = adapted.trained["unet_lora"]
+    assert set(adapted.trained) == {"controlnet", "unet_lora"} and 0 < adapters < joint.trained["unet"] / 10
+    assert adapted.gradient_bytes == 4 * (adapted.trained["controlnet"] + adapters) == adapted.average_bytes
+    assert adapted.weight_bytes == joint.weight_bytes + 4 * adapters
+    assert adapted.step_flops < joint.step_flops
+    table = describe(rehearse(tiny_config(tmp_path, unet_lora_rank=2)))
+    assert any(line.split()[:2] == ["unet_lora", "-"] for line in table.splitlines())
+
+
+def test_in_mixed_precision_what_does_not_learn_weighs_half(tmp_path):
+    with precision("bf16"):
+        needs = rehearse(tiny_config(tmp_path, crop_sizes=(32,)))
+    sizes = {name: count for name, count in needs.weights.items() if name != "text_encoder"}
+    for stage, learns in zip(needs.stages, ({"vae"}, {"unet"}, {"controlnet"}, {"controlnet", "unet"}), strict=True):
+        assert stage.weight_bytes == sum(count * (4 if name in learns else 2) for name, count in sizes.items())
 
 
 def test_a_rehearsal_from_a_base_writes_nothing_and_reads_like_a_table(tmp_path):

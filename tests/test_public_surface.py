@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 import backshan_diffusers
-from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline, BackToFrontPipelineOutput, cli, data
+from backshan_diffusers import (
+    BackshanControlNetModel,
+    BackToFrontPipeline,
+    BackToFrontPipelineOutput,
+    cli,
+    data,
+    export,
+)
 from backshan_diffusers.objective import PRESETS, Objective
 from backshan_diffusers.training.config import STAGES, TrainingConfig
 
@@ -37,7 +44,7 @@ def test_exports():
 
 
 def test_commands():
-    assert list(commands()) == ["generate"]
+    assert list(commands()) == ["generate", "export"]
     assert options_of(cli.build_parser()) == {"-h", "--help", "--version"}
 
 
@@ -64,20 +71,41 @@ def test_options_of_generate_and_their_defaults():
     assert options_of(commands()["generate"]) == {"-h", "--help", "-o", *long}
 
 
+def test_options_of_export():
+    options = vars(cli.build_parser().parse_args(["export", "mini", "-o", "x", "--format", "onnx"]))
+    del options["run"]
+    assert options == {"model": "mini", "out": "x", "format": "onnx"}
+    assert options_of(commands()["export"]) == {"-h", "--help", "-o", "--out", "--format"}
+    for arguments in (["mini", "-o", "x"], ["mini", "--format", "onnx"], ["mini", "-o", "x", "--format", "coreml"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.build_parser().parse_args(["export", *arguments])
+
+
+def test_exports_of_export():
+    names = ["ExportError", "export_controlnet", "export_onnx", "load_stored_controlnet", "origin_of"]
+    assert sorted(export.__all__) == names
+    assert list(inspect.signature(export.export_controlnet).parameters) == ["controlnet", "target", "origin"]
+    assert list(inspect.signature(export.export_onnx).parameters) == ["pipeline", "target", "origin"]
+    assert list(inspect.signature(export.load_stored_controlnet).parameters) == ["folder"]
+    assert list(inspect.signature(export.origin_of).parameters) == ["folder"]
+
+
 def test_options_of_the_training_script():
     spec = importlib.util.spec_from_file_location("train_backshan", ROOT / "examples" / "train_backshan.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     of_run = {
         *("output_dir", "base_model", "controlnet", "source", "source_path", "train_pairs", "validation_pairs"),
-        *("conditioning", "mirror", "prompt", "seed", "mask_face", "cache_dir"),
+        *("conditioning", "mirror", "prompt", "seed", "mask_face", "cache_dir", "report_to"),
     }
     of_stage = {
         *("condition_dropout", "prompt_dropout", "crop_sizes", "kl_weight", "edge_weight", "colour_weight"),
         *("unlock_unet", "max_steps", "batch_size", "learning_rate", "unet_learning_rate", "warmup_steps"),
         *("weight_decay", "max_grad_norm", "ema_decay", "log_every", "checkpoint_every", "validate_every"),
         *("flip", "colour_jitter", "affine", "affine_shared", "hard_negatives", "hard_group_size"),
-        *("person_weight", "head_weight", "cached_contrast", "gradient_accumulation_steps", "checkpoints_total_limit"),
+        *("person_weight", "head_weight", "cached_contrast", "gradient_accumulation_steps"),
+        *("checkpoints_total_limit", "probe_every"),
+        *("gradient_checkpointing", "channels_last", "compile", "optimizer", "unet_lora_rank"),
     }
     model = {
         *("image_size", "latent_channels", "vae_channels", "unet_channels", "unet_attention", "condition_channels"),

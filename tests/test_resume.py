@@ -31,7 +31,7 @@ from backshan_diffusers.training.run import TrainingRun
 from backshan_diffusers.training.trainer import StageTrainer, learning_rate_factor
 
 ROOT = Path(__file__).parents[1]
-MEASURED = ("items_per_second",)
+MEASURED = ("images_per_second", "peak_memory_mib")
 """What no two runs have in common."""
 
 

@@ -1,6 +1,7 @@
 """Stages, batches, caches and the loop, with real models at tiny size."""
 
 import copy
+import csv
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from tiny import TINY, pair_arrays, prior_batch, step_pairs, tiny_config, tiny_p
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
 from backshan_diffusers.conditioning import CONDITIONINGS
 from backshan_diffusers.data import load_pairs
+from backshan_diffusers.evaluation import colour_difference, ssim
 from backshan_diffusers.objective import PRESETS, Objective
 from backshan_diffusers.training import validation
 from backshan_diffusers.training.base import open_base
@@ -368,11 +370,11 @@ def test_the_text_encoder_is_away_while_a_stage_trains_and_saved_with_it(tmp_pat
     run, seen = TrainingRun(tiny_config(tmp_path / "run", max_steps=1, checkpoint_every=1, **changes)), []
     validate = run._validate
 
-    def look(name, step, pipeline, held_out, prompts):
+    def look(name, step, pipeline, held_out, masks, prompts):
         expected = base.encode_prompt(["seen from ahead", ""], "cpu", 1, False)[0]
         torch.testing.assert_close(prompts, expected)
         seen.append(pipeline.text_encoder)
-        validate(name, step, pipeline, held_out, prompts)
+        validate(name, step, pipeline, held_out, masks, prompts)
 
     run._validate = look
     finished = BackToFrontPipeline.from_pretrained(run.run())
@@ -385,8 +387,8 @@ def test_the_text_encoder_is_away_while_a_stage_trains_and_saved_with_it(tmp_pat
         finished(Image.fromarray(back), generator=torch.Generator().manual_seed(index)).images[0]
         for index, back in enumerate(pairs.backs)
     ]
-    logged = float((tmp_path / "run" / "controlnet" / "validation.csv").read_text().split(",")[1])
-    assert logged == pytest.approx(np.abs(np.stack(fronts) / 255 - pairs.fronts / 255).mean(), abs=2e-4)
+    (row,) = csv.DictReader((tmp_path / "run" / "controlnet" / "validation.csv").read_text().splitlines())
+    assert float(row["l1"]) == pytest.approx(np.abs(np.stack(fronts) / 255 - pairs.fronts / 255).mean(), abs=2e-4)
 
 
 def test_two_runs_share_a_cache(tmp_path):
@@ -440,9 +442,10 @@ def test_pictures_are_made_a_few_at_a_time_each_as_if_alone(monkeypatch):
 
 
 def test_held_out_errors_are_those_of_the_saved_weights(finished):
-    held_out = cache_pairs(load_pairs("wardrobe", split="validation", size=64, count=2), finished / "cache", 1)
+    rows = load_pairs("wardrobe", split="validation", size=64, count=2)
+    held_out = cache_pairs(rows, finished / "cache", 1)
     for stage in STAGES:
-        step, logged = (finished / stage / "validation.csv").read_text().splitlines()[-1].split(",")
+        (row,) = csv.DictReader((finished / stage / "validation.csv").read_text().splitlines())
         pipeline = BackToFrontPipeline.from_pretrained(finished / stage / "pipeline")
         pipeline.set_progress_bar_config(disable=True)
         if stage == "vae":
@@ -453,7 +456,14 @@ def test_held_out_errors_are_those_of_the_saved_weights(finished):
                 for i, b in enumerate(held_out.backs)
             ]
         expected = np.mean(np.abs(np.stack(results) / 255 - held_out.fronts[: len(results)] / 255))
-        assert step == "4" and float(logged) == pytest.approx(expected, abs=2e-4), stage
+        assert row["step"] == "4" and float(row["l1"]) == pytest.approx(expected, abs=2e-4), stage
+        people = [
+            (np.asarray(each), np.asarray(pair["front"]), np.asarray(pair["front_person"]))
+            for each, pair in zip(results, rows)
+        ]
+        for name, metric in (("person_ssim", ssim), ("person_colour_difference", colour_difference)):
+            expected = np.mean([metric(*person) for person in people])
+            assert float(row[name]) == pytest.approx(expected, rel=0.02), (stage, name)
 
 
 def test_a_step_is_adamw_on_clipped_gradients_at_the_scheduled_rate(tmp_path):
@@ -521,7 +531,7 @@ def test_validation_between_two_lines_of_the_log_loses_no_step(tmp_path):
     trainer.train(lambda step: time.sleep(0.5))
     (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(single) == 4 and line["loss"] == pytest.approx(np.mean(single), abs=2e-6)
-    assert line["items_per_second"] > 0
+    assert line["images_per_second"] > 0
 
 
 def test_averaged_weights_are_what_is_saved_and_what_is_restored(tmp_path):
@@ -739,6 +749,7 @@ def test_two_processes_train_one_model(tmp_path):
         str(tmp_path / "run"),
     ]
     command += ["--max_steps", "2", "--train_pairs", "8", "--validation_pairs", "1", "--batch_size", "2"]
+    command += ["--report_to", "none"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr

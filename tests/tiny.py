@@ -80,6 +80,7 @@ def step_pairs(pairs: PairArrays, indices: np.ndarray, step: int = 0, **augmenta
 def tiny_config(folder: Path, **changes) -> TrainingConfig:
     """Four steps of every stage, a checkpoint at the second and the last."""
     values = {
+        "report_to": "none",
         "model": replace(TINY),
         "train_pairs": 8,
         "validation_pairs": 2,
@@ -88,6 +89,7 @@ def tiny_config(folder: Path, **changes) -> TrainingConfig:
         "checkpoint_every": 2,
         "validate_every": 4,
         "log_every": 1,
+        "probe_every": 3,
         "crop_sizes": (32, 64),
         "warmup_steps": 1,
         "objective": {"preset": "paper"},

@@ -68,6 +68,9 @@ class BackshanControlNetModel(ControlNetModel):
         default_num_inference_steps (`int`, defaults to 50): denoising steps where a call names none.
     """
 
+    _repeated_blocks = UNet2DConditionModel._repeated_blocks
+    """What `compile_repeated_blocks` compiles; the parent does not name it."""
+
     @register_to_config
     def __init__(
         self,
@@ -209,7 +212,7 @@ class BackshanControlNetModel(ControlNetModel):
             load_kwargs = load_kwargs or {}
             is_ours = records_conditioning(cls.load_config(controlnet, **load_kwargs))
             controlnet = (cls if is_ours else ControlNetModel).from_pretrained(controlnet, **load_kwargs)
-        record = {name: controlnet.config[name] for name in _OWN_ARGUMENTS if name in controlnet.config}
+        record = {name: controlnet.config[name] for name in OWN_ARGUMENTS if name in controlnet.config}
         if conditioning is None:
             conditioning = record.get("conditioning", "canny")
         return cls._take_over(controlnet, **record | recorded | {"conditioning": conditioning})
@@ -292,17 +295,18 @@ class BackshanControlNetModel(ControlNetModel):
 
 _FIRST_CONV = "controlnet_cond_embedding.conv_in.weight"
 _PARENT_ARGUMENTS = tuple(inspect.signature(ControlNetModel.__init__).parameters)[1:]
-_OWN_ARGUMENTS = tuple(
+OWN_ARGUMENTS = tuple(
     name
     for name in inspect.signature(BackshanControlNetModel.__init__).parameters
     if name not in (*_PARENT_ARGUMENTS, "self")
 )
+"""What the class records beyond its parent: how it reads a picture, and the defaults of a call."""
 
 
 def _check_recorded(recorded: dict) -> None:
-    unknown = sorted(set(recorded) - set(_OWN_ARGUMENTS))
+    unknown = sorted(set(recorded) - set(OWN_ARGUMENTS))
     if unknown:
-        raise TypeError(f"{', '.join(unknown)}: no such config field; choose from {', '.join(_OWN_ARGUMENTS)}.")
+        raise TypeError(f"{', '.join(unknown)}: no such config field; choose from {', '.join(OWN_ARGUMENTS)}.")
 
 
 def _check_count(name: str, value: Any) -> None:

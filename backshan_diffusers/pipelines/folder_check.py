@@ -41,6 +41,16 @@ def check_folder(folder: Path, given: Container[str], safetensors_only: bool) ->
             _check_component(folder / name, safetensors_only)
 
 
+def check_controlnet(folder: Path) -> None:
+    """As [`check_folder`], for a folder with a ControlNet alone, whatever its name."""
+    if not folder.is_dir():
+        raise OSError(f"the folder {folder} is missing: {REMEDY}")
+    if not (folder / "config.json").is_file():
+        raise OSError(f"{folder} has no {INDEX} and no config.json: give the folder of a pipeline or of a ControlNet.")
+    _read(folder / "config.json")
+    _check_weights(folder, safetensors_only=True)
+
+
 def find_damage(folder: Path) -> str | None:
     """Which component of a pipeline's folder cannot be loaded by itself, and why; `None` if each of them can.
 

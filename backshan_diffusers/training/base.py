@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from ..models import BackshanControlNetModel
 from ..models.controlnet_backshan import records_conditioning
 from ..pipelines import BackToFrontPipeline
-from .config import ConfigError
+from .config import ConfigError, check
 from .scratch import seeded
 
 CONDITION_FACTOR = 8
@@ -32,6 +35,11 @@ def open_base(name: str, seed: int, controlnet: str | None = None, **recorded) -
         ConfigError: if there is no such pipeline or ControlNet, they do not fit together, or the ControlNet cannot
             read pictures in that way.
     """
+    check(
+        not Path(name, LORA_WEIGHT_NAME_SAFE).exists(),
+        f"the base_model {name} holds a LoRA adapter beside its U-Net: open it with diffusers, call load_lora_weights"
+        " and fuse_lora, save the pipeline to a new folder, and give that.",
+    )
     try:
         given = {} if controlnet is None else {"controlnet": _open_controlnet(controlnet)}
         if given or "controlnet" in BackToFrontPipeline.load_config(name):

@@ -74,7 +74,8 @@ def cache_pairs(
 ) -> PairArrays:
     """Draw or read pairs once; later calls with the same rows open what is there.
 
-    Pairs that cannot be read are left out; which they are is written to `KEY-check.txt` in the folder.
+    Pairs that cannot be read are left out; which they are is written to `KEY-check.txt` in the folder. Its first line,
+    the counts, is logged too.
 
     Args:
         rows: what `load_pairs` gives.
@@ -141,6 +142,11 @@ def _make_pairs(
     if any(path.exists() for path in paths.values()):
         _logger.warning("the cached pairs %s are damaged: they are made anew.", paths["groups"])
     _write_pairs(paths, report, rows, workers, read)
+    counts, *left_out = report.read_text(encoding="utf-8").splitlines()
+    if left_out:
+        _logger.warning("%s They are listed in %s.", counts, report)
+    else:
+        _logger.info("%s", counts)
     arrays = _open_arrays(paths, rows.size)
     if "faces" in arrays:
         total, found = len(arrays["faces"]), int(arrays["faces"].any(axis=(1, 2)).sum())
@@ -332,8 +338,8 @@ def _is_whole(path: Path) -> bool:
 def encode(pictures: np.ndarray, vae: AutoencoderKL) -> torch.Tensor:
     """Scaled latents of `N x S x S x 3` uint8 pictures, on the CPU: `N x C x H x W` float32, the posterior's mean."""
     starts = range(0, len(pictures), AT_ONCE)
-    batches = [to_pixels(pictures[start : start + AT_ONCE]).to(vae.device) for start in starts]
-    means = torch.cat([vae.encode(batch).latent_dist.mean.cpu() for batch in batches])
+    batches = [to_pixels(pictures[start : start + AT_ONCE]).to(vae.device, vae.dtype) for start in starts]
+    means = torch.cat([vae.encode(batch).latent_dist.mean.float().cpu() for batch in batches])
     return means * vae.config.scaling_factor
 
 

@@ -109,7 +109,7 @@ def _write_states(folder: Path, states: Mapping[str, Stateful]) -> None:
     values = {}
     for name, state in states.items():
         tensors: dict[str, torch.Tensor] = {}
-        values[name] = _take_apart(state.state_dict(), name, tensors)
+        values[name] = _take_apart(state.state_dict(), name, tensors, {})
         save_file(tensors, _tensor_file(folder, name))
     (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
 
@@ -120,16 +120,22 @@ def _write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
-def _take_apart(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """`value` in a form that JSON can hold and that keeps what JSON does not tell apart; tensors go to `tensors`."""
+def _take_apart(value: Any, place: str, tensors: dict[str, torch.Tensor], places: dict[int, str]) -> Any:
+    """`value` in a form that JSON can hold and that keeps what JSON does not tell apart; tensors go to `tensors`.
+
+    `places` says where a tensor went by its id: one that comes again is not written again, which safetensors refuses.
+    """
     if isinstance(value, torch.Tensor):
-        tensors[place] = value.detach().cpu().contiguous()
+        if id(value) not in places:
+            places[id(value)] = place
+            tensors[place] = value.detach().cpu().contiguous()
         # Sums and products of a tensor that lies otherwise in memory may be rounded otherwise.
-        return {"tensor": place, "stride": value.stride()}
+        return {"tensor": places[id(value)], "stride": value.stride()}
     if isinstance(value, dict):
-        return {"dict": [[key, _take_apart(each, f"{place}.{key}", tensors)] for key, each in value.items()]}
+        parts = [[key, _take_apart(each, f"{place}.{key}", tensors, places)] for key, each in value.items()]
+        return {"dict": parts}
     if isinstance(value, list | tuple):
-        parts = [_take_apart(each, f"{place}.{index}", tensors) for index, each in enumerate(value)]
+        parts = [_take_apart(each, f"{place}.{index}", tensors, places) for index, each in enumerate(value)]
         return {type(value).__name__: parts}
     return value
 

@@ -16,6 +16,8 @@ from .augmentation import Augmentation
 STAGES = ("vae", "prior", "controlnet", "joint")
 """In the order in which a run from nothing goes through them."""
 
+TRACKERS = ("none", "tensorboard", "wandb")
+
 HARD_NEGATIVES = ("none", "attributes", "look")
 """Batches at random, of outfits with the same labels, or of backs that look alike."""
 
@@ -26,6 +28,13 @@ DEFAULT_PRESET = "backshan"
 
 UNLOCKS = ("decoder", "attention", "all")
 """What of the U-Net `joint` can train."""
+
+OPTIMIZERS = ("adamw", "adamw8bit")
+"""AdamW with moments in float32, or in 8 bits in blocks, as bitsandbytes keeps them."""
+
+COMPILERS = ("none", "inductor", "aot_eager")
+"""What torch.compile makes of the blocks that repeat: nothing, fast code, or a traced graph run as it is, which needs
+no C++ compiler and is no faster."""
 
 TEXT_HEADS = 2
 """Attention heads of the text encoder that a run from nothing builds."""
@@ -178,6 +187,9 @@ class TrainingConfig:
         default=None, metadata=_of_run("Folder of pictures and latents, may be shared. None: OUTPUT_DIR/cache.")
     )
     seed: int = field(default=0, metadata=_of_run("Seeds weights, data order, noise and timesteps."))
+    report_to: str = field(
+        default="tensorboard", metadata=_of_run(f"Where the logs go besides their files: {', '.join(TRACKERS)}.")
+    )
     objective: dict[str, Any] = field(
         default_factory=lambda: {"preset": DEFAULT_PRESET},
         metadata=_of_stage("`preset` and the fields of `Objective` that differ from it; all of them once it is read."),
@@ -213,6 +225,10 @@ class TrainingConfig:
     unlock_unet: str = field(
         default="all", metadata=_of_stage(f"What of the U-Net the stage joint trains: {', '.join(UNLOCKS)}.")
     )
+    unet_lora_rank: int | None = field(
+        default=None,
+        metadata=_of_stage("Rank of LoRA adapters that learn in place of the U-Net in the stage joint. None: none."),
+    )
     max_steps: int = field(default=1_000, metadata=_of_stage("Optimiser steps of a stage."))
     batch_size: int = field(default=16, metadata=_of_stage("Pairs in a batch on each process."))
     gradient_accumulation_steps: int = field(
@@ -227,6 +243,17 @@ class TrainingConfig:
         metadata=_of_stage(f"What makes outfits similar that come in one batch: {', '.join(HARD_NEGATIVES)}."),
     )
     hard_group_size: int = field(default=4, metadata=_of_stage("Similar outfits that come together."))
+    gradient_checkpointing: bool = field(
+        default=False, metadata=_of_stage("Compute activations anew on the way back instead of keeping them.")
+    )
+    channels_last: bool = field(
+        default=True, metadata=_of_stage("Let pictures and kernels lie in memory with their channels last.")
+    )
+    compile: str = field(
+        default="none",
+        metadata=_of_stage(f"Compiler of the attention blocks of U-Net and ControlNet: {', '.join(COMPILERS)}."),
+    )
+    optimizer: str = field(default="adamw", metadata=_of_stage(f"What moves the weights: {', '.join(OPTIMIZERS)}."))
     learning_rate: float = field(default=5e-4, metadata=_of_stage("Highest learning rate of AdamW."))
     unet_learning_rate: float | None = field(
         default=None, metadata=_of_stage("The same for the U-Net in the stage joint. None: as learning_rate.")
@@ -236,6 +263,10 @@ class TrainingConfig:
     max_grad_norm: float = field(default=1.0, metadata=_of_stage("Gradients of each model are clipped to this norm."))
     ema_decay: float = field(default=0.999, metadata=_of_stage("Highest decay of the averaged weights."))
     log_every: int = field(default=20, metadata=_of_stage("Steps between lines of metrics.jsonl."))
+    probe_every: int = field(
+        default=500,
+        metadata=_of_stage("Steps between probes: which term of the loss pulls how hard, and whether backs matter."),
+    )
     checkpoint_every: int = field(
         default=500, metadata=_of_stage("Steps between checkpoints, a multiple of log_every.")
     )
@@ -262,8 +293,21 @@ class TrainingConfig:
                 f"hard_group_size is {self.hard_group_size} and batch_size {self.batch_size}: give a part of it, at"
                 " least 2.",
             )
+        check_choice("report_to", self.report_to, TRACKERS)
         check_choice("unlock_unet", self.unlock_unet, UNLOCKS)
+        check_choice("compile", self.compile, COMPILERS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("mask_face", self.mask_face, FACE_MASKINGS)
+        check(
+            not (self.optimizer == "adamw8bit" and self.channels_last),
+            "optimizer adamw8bit lays weights out with their channels first in every step: give channels_last false"
+            " beside it.",
+        )
+        check(
+            self.unet_lora_rank is None or self.unlock_unet == "all",
+            f"unet_lora_rank and unlock_unet {self.unlock_unet} are both given: adapters learn in place of the U-Net's"
+            " own weights, so leave one of them out.",
+        )
         try:
             self.augmentation()
         except ValueError as error:
@@ -279,6 +323,8 @@ class TrainingConfig:
         for name in _SHARES:
             check(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}: give a share from 0 to 1.")
         check(0 <= self.seed < 2**63, f"seed is {self.seed}: give a number from 0 to 2**63 - 1.")
+        rank = self.unet_lora_rank
+        check(rank is None or rank >= 1, f"unet_lora_rank is {rank}: give a number of at least 1, or null.")
         for name in _POSITIVE:
             value = getattr(self, name)
             check(value is None or 0 < value < math.inf, f"{name} is {value}: give a positive number.")
@@ -319,11 +365,15 @@ class TrainingConfig:
     def _check_stages(self) -> None:
         for name, values in self.stages.items():
             check_choice("stages", name, STAGES)
-            for entry in ("unlock_unet", "unet_learning_rate"):
+            for entry in ("unlock_unet", "unet_learning_rate", "unet_lora_rank"):
                 check(
                     name == "joint" or entry not in values,
                     f"{entry} under the stage {name}: only joint unlocks a U-Net, so give it there.",
                 )
+            check(
+                name != "vae" or values.get("compile", "none") == "none",
+                "compile under the stage vae: an autoencoder has no blocks that repeat, so leave it out there.",
+            )
             self.stage(name)
         names = tuple(self.stage_names())
         if self.base_model is None:
@@ -374,7 +424,7 @@ OF_STAGE = tuple(entry.name for entry in fields(TrainingConfig) if not entry.met
 _FOCUS = ("person_weight", "head_weight")
 _AT_LEAST_ONE = (
     *("train_pairs", "validation_pairs", "max_steps", "batch_size", "gradient_accumulation_steps"),
-    *("log_every", "checkpoint_every", "checkpoints_total_limit", "validate_every", *_FOCUS),
+    *("log_every", "probe_every", "checkpoint_every", "checkpoints_total_limit", "validate_every", *_FOCUS),
 )
 _NOT_NEGATIVE = ("kl_weight", "edge_weight", "colour_weight", "warmup_steps", "weight_decay")
 _POSITIVE = ("learning_rate", "unet_learning_rate", "max_grad_norm")

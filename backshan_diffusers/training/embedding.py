@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import complete_file, put_back, replace_folder
+from ..files import complete_file, complete_folder, put_back
 from ..pipelines import BackToFrontPipeline
 from .config import STAGES
 
@@ -44,9 +44,7 @@ def embed(run: Path, target: Path, steps: int | None = None) -> int:
         pipeline.controlnet.register_to_config(default_num_inference_steps=steps)
     for model in (pipeline.vae, pipeline.unet, pipeline.controlnet):
         model.to(torch.float16)
-    pending = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(pending, ignore_errors=True)
-    try:
+    with complete_folder(target) as pending:
         pipeline.save_pretrained(pending)
         _forget_origin(pending)
         size = sum(path.stat().st_size for path in pending.rglob("*") if path.is_file())
@@ -54,9 +52,6 @@ def embed(run: Path, target: Path, steps: int | None = None) -> int:
             raise ValueError(
                 f"the pipeline has {size / 1e6:.1f} MB, over the {LIMIT / 1e6:.0f} allowed: train a smaller one."
             )
-        replace_folder(pending, target)
-    finally:
-        shutil.rmtree(pending, ignore_errors=True)
     return size
 
 
@@ -90,7 +85,7 @@ def record(run: Path, folder: Path) -> None:
         lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
         axis.plot([line["step"] for line in lines], [line["loss"] for line in lines], lw=0.6, label="training loss")
         rows = csv.reader(held_out.read_text(encoding="utf-8").splitlines())
-        points = [(int(step), float(value)) for step, value in rows]
+        points = [(int(step), float(l1)) for step, l1, *_ in rows if step != "step"]
         axis.plot(*zip(*points, strict=True), "o-", label="held-out L1 in [0, 1]")
         axis.set(title=stage, xlabel="step", yscale="log")
         axis.legend(fontsize="small")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from .caching import PairArrays
 from .config import TrainingConfig
 from .order import RandomOrder
 from .run import TrainingRun
+from .savings import optimizer_bytes, save_activations
 from .stages import Batch, StageModule
 
 
@@ -26,10 +28,10 @@ class StageNeeds:
     Args:
         name: of the stage.
         trained: number of weights that learn, by component.
-        weight_bytes: of every component, learning or not.
+        weight_bytes: of every component, learning or not, but for the text encoder, which leaves.
         gradient_bytes: of what learns.
         optimizer_bytes: AdamW's two moments of what learns.
-        average_bytes: averaged weights of every component of which something learns.
+        average_bytes: averaged weights of every component of which something learns, or of its adapters.
         step_flops: floating-point operations of the matrix products, convolutions and attentions of one step, forward
             and backward; a multiplication with its addition counts as two. Fused attention computes one product anew
             on the way back, which is left out. Of crops of several sizes: the mean.
@@ -88,24 +90,28 @@ def rehearse(config: TrainingConfig) -> RunNeeds:
     for model in models.values():
         model.to("meta")
     weights = {name: _count(model.parameters()) for name, model in models.items()}
-    weight_bytes = sum(_bytes(model.parameters()) for model in models.values())
-    return RunNeeds(weights, [_needs(run, name, pipeline, weight_bytes) for name in config.stage_names()])
+    # a copy for each stage, which changes it; on the meta device it takes no memory
+    return RunNeeds(weights, [_needs(run, name, copy.deepcopy(pipeline)) for name in config.stage_names()])
 
 
-def _needs(run: Rehearsal, name: str, pipeline: BackToFrontPipeline, weight_bytes: int) -> StageNeeds:
+def _needs(run: Rehearsal, name: str, pipeline: BackToFrontPipeline) -> StageNeeds:
     config = run.config.stage(name)
     module, make_batch = run.build_stage(name, pipeline, _blank_pairs(pipeline, config))
     module.to("meta")
+    if config.gradient_checkpointing:
+        save_activations(module)
     sampler, steps = StepSampler(config.seed, name), len(config.crop_sizes) if name == "vae" else 1
     flops = [step_flops(module, _on_meta(make_batch(step, sampler)), config) for step in range(steps)]
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     models = dict(module.named_trained())
+    run.make_room(pipeline, module)
+    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     return StageNeeds(
         name,
         {part: _count(each for each in model.parameters() if each.requires_grad) for part, model in models.items()},
-        weight_bytes,
+        weight_bytes=sum(_bytes(part.parameters()) for part in parts),
         gradient_bytes=_bytes(learning),
-        optimizer_bytes=2 * _bytes(learning),
+        optimizer_bytes=optimizer_bytes(learning, config.optimizer),
         average_bytes=sum(_bytes(model.parameters()) for model in models.values()),
         step_flops=sum(flops) // steps,
     )
@@ -143,8 +149,9 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> int:
 def describe(needs: RunNeeds) -> str:
     """The needs of a run as a table."""
     rows = [["weights, those that learn", "all", *(stage.name for stage in needs.stages)]]
-    for name, count in needs.weights.items():
-        rows.append([name, _in_millions(count), *(_in_millions(stage.trained.get(name, 0)) for stage in needs.stages)])
+    for name in dict.fromkeys([*needs.weights, *(part for stage in needs.stages for part in stage.trained)]):
+        counts = [needs.weights.get(name, 0), *(stage.trained.get(name, 0) for stage in needs.stages)]
+        rows.append([name, *map(_in_millions, counts)])
     rows.append(["memory on each process", "", *(stage.name for stage in needs.stages)])
     for text, field in (
         ("weights", "weight_bytes"),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
+import torch
 
 from ..files import write_text
 
@@ -15,14 +19,22 @@ def append_line(path: Path, line: str) -> None:
         file.write(line + "\n")
 
 
+def append_row(path: Path, row: dict) -> None:
+    """Add one row of a table, and above the first one the names of its columns."""
+    if not path.exists() or not path.stat().st_size:
+        append_line(path, ",".join(row))
+    append_line(path, ",".join(map(str, row.values())))
+
+
 def json_step(line: str) -> int:
     """The step of a line of `metrics.jsonl`."""
     return json.loads(line)["step"]
 
 
 def csv_step(line: str) -> int:
-    """The step of a line of `validation.csv`."""
-    return int(line.partition(",")[0])
+    """The step of a line of `validation.csv`; 0 for the names of its columns, which are there from the beginning."""
+    step = line.partition(",")[0]
+    return 0 if step == "step" else int(step)
 
 
 def drop_later_lines(path: Path, step: int, step_of: Callable[[str], int]) -> None:
@@ -35,3 +47,16 @@ def drop_later_lines(path: Path, step: int, step_of: Callable[[str], int]) -> No
     complete = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     kept = "".join(line for line in complete if step_of(line) <= step)
     write_text(path, kept)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that was ever in use, in MiB: of the device where it is counted, else of this process."""
+    count = getattr(torch.get_device_module(device.type), "max_memory_allocated", None)
+    if count is not None:
+        return count(device) / 2**20
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # here, because Windows has none
+
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -19,10 +19,13 @@ CHANGEABLE = (
     "cache_dir",
     "stages",
     "validation_pairs",
+    "report_to",
     "log_every",
+    "probe_every",
     "checkpoint_every",
     "checkpoints_total_limit",
     "validate_every",
+    "gradient_checkpointing",
 )
 """Values that no weight depends on."""
 

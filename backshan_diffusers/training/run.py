@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
@@ -19,35 +18,22 @@ from filelock import FileLock, Timeout
 from ..data import Pairs, PairsError, load_pairs
 from ..faces import FaceDetectorMissing
 from ..files import full_disk_in_words
-from ..objective import PRESETS, Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
-from .batches import (
-    StepPairs,
-    StepSampler,
-    back_control_batch,
-    cell_weights,
-    crop_batch,
-    crop_shape,
-    front_control_batch,
-    kept_cells,
-    latent_batch,
-    noise_batch,
-    timestep_batch,
-)
-from .caching import PairArrays, cache_latents, cache_pairs, encode, read_attributes
+from .building import StageBuilder
+from .caching import PairArrays, cache_pairs
 from .checkpoints import checkpoint_steps
 from .config import ConfigError, TrainingConfig
-from .logs import append_line, csv_step, drop_later_lines
-from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
+from .logs import append_row, csv_step, drop_later_lines
+from .lora import save_lora
 from .records import check_record, write_record
-from .scratch import build_controlnet, build_pipeline, seeded
-from .stages import AutoencoderStage, Batch, ControlStage, PriorStage, StageModule, noise_schedule
+from .savings import check_machine, round_frozen
+from .scratch import build_controlnet, build_pipeline
+from .stages import StageModule
+from .trackers import check_tracker, tracker_arguments, tracking
 from .trainer import StageTrainer
-from .validation import SHEET_ROWS, generate, mean_l1, rebuild, write_sheet
+from .validation import SHEET_ROWS, front_masks, generate, rebuild, score, write_sheet
 from .whitening import whiten_latents
-
-BatchMaker = Callable[[int, StepSampler], Batch]
 
 WHITENED_PICTURES = 1024
 """Training fronts from which the statistics of the latents are taken."""
@@ -57,16 +43,21 @@ PATIENCE = timedelta(hours=12)
 """How long processes wait for the first one, which alone draws pairs, validates and writes."""
 
 
-class TrainingRun:
+class TrainingRun(StageBuilder):
     """Trains every stage of a config that is not finished yet.
 
     Args:
         config: what to train.
+
+    Raises:
+        ConfigError: if the tracker is not installed, this machine lacks something else that the config asks for, or
+            the processes are launched in a way that is not supported.
     """
 
     def __init__(self, config: TrainingConfig):
-        self.config, self.accelerator = config, _new_engine()
-        self.output_dir = Path(config.output_dir)
+        check_tracker(config.report_to)
+        check_machine(config)
+        super().__init__(config, _new_engine())
 
     def run(self) -> Path:
         """Run the stages; returns the folder of the finished pipeline.
@@ -95,6 +86,8 @@ class TrainingRun:
         else:
             pipeline = build_pipeline(self.config.model, self.config.seed, **self._recorded_from_nothing())
         pipeline.set_progress_bar_config(disable=True)
+        for model in (pipeline.vae, pipeline.unet, pipeline.controlnet):
+            model.requires_grad_(False)  # a stage says what learns
         return pipeline
 
     def pairs(self, size: int) -> tuple[Pairs, Pairs]:
@@ -112,12 +105,6 @@ class TrainingRun:
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
-
-    def build_stage(
-        self, name: str, pipeline: BackToFrontPipeline, pairs: PairArrays
-    ) -> tuple[StageModule, BatchMaker]:
-        """What a stage trains, and its batches."""
-        return _STAGES[name](self, self.config.stage(name), pipeline, pairs)
 
     @contextmanager
     def _alone(self):
@@ -153,9 +140,9 @@ class TrainingRun:
         return self.output_dir / name / "pipeline"
 
     def _run_stage(self, name: str, source: Path | None) -> None:
-        # A new engine for each stage: what the last stage registered for its checkpoints is no part of this one's.
-        self.accelerator = _new_engine()
         config, folder, finished = self.config.stage(name), self.output_dir / name, self._finished(name)
+        # A new engine for each stage: what the last stage registered for its checkpoints is no part of this one's.
+        self.accelerator = _new_engine(**tracker_arguments(config.report_to, folder))
         engine = {
             "processes": self.accelerator.num_processes,
             "mixed_precision": self.accelerator.mixed_precision,
@@ -177,12 +164,21 @@ class TrainingRun:
         trainer = StageTrainer(self.accelerator, module, make_batch, config, name, folder)
         if self.accelerator.is_main_process:
             drop_later_lines(folder / "validation.csv", trainer.step, csv_step)
-        with _without_text_encoder(pipeline):
-            pipeline.to(self.accelerator.device)
-            trainer.train(lambda step: self._validate(name, step, pipeline, held_out, prompts))
+        masks = self._front_masks(held_out_rows)
+        self.make_room(pipeline, module)
+        pipeline.to(self.accelerator.device)
+        with tracking(self.accelerator, folder, trainer.step, record):
+            trainer.train(lambda step: self._validate(name, step, pipeline, held_out, masks, prompts))
         with trainer.averaged_weights():
-            self._finish(name, pipeline, train, finished)
+            self._finish(name, module, source, train, finished)
         self.accelerator.wait_for_everyone()
+
+    def make_room(self, pipeline: BackToFrontPipeline, module: StageModule) -> None:
+        """Let go of what a stage has no need of: the text encoder, and half the bits of weights that do not learn."""
+        pipeline.register_modules(text_encoder=None)  # the prompts are encoded
+        for name in ("vae", "unet", "controlnet"):
+            if name not in module.trained:
+                round_frozen(getattr(pipeline, name), self.accelerator)
 
     def _cached(self, rows: Pairs, mask_face: str = "none", masks: tuple[str, ...] = ()) -> PairArrays:
         try:
@@ -191,149 +187,40 @@ class TrainingRun:
         except (FaceDetectorMissing, PairsError) as error:
             raise ConfigError(str(error)) from error
 
-    def _cache(self) -> Path:
-        return self.output_dir / "cache" if self.config.cache_dir is None else Path(self.config.cache_dir)
-
-    def _latents(
-        self, config, pipeline: BackToFrontPipeline, pairs: PairArrays, view: str = "fronts", mirror: bool = False
-    ) -> Callable[[StepPairs], torch.Tensor]:
-        """Where a step's latents come from: the cache, or the autoencoder if pictures are never the same twice.
-
-        Args:
-            config: of the stage.
-            pipeline: whose autoencoder is used.
-            pairs: all of them.
-            view: `fronts` or `backs`.
-            mirror: whether the pictures are flipped left-right, whatever an augmentation does besides.
-        """
-        vae = pipeline.vae.to(self.accelerator.device)
-        augmentation = config.augmentation()
-        if augmentation.changes_pixels:
-            return lambda step_pairs: encode(step_pairs.pictures(view, mirror), vae)
-        as_they_are = cache_latents(pairs, vae, self._cache(), self.accelerator, view, mirror)
-        if not augmentation.flip:
-            return lambda step_pairs: as_they_are[step_pairs.indices]
-        flipped = cache_latents(pairs, vae, self._cache(), self.accelerator, view, not mirror)
-        return lambda step_pairs: torch.where(
-            step_pairs.flipped[:, None, None, None], flipped[step_pairs.indices], as_they_are[step_pairs.indices]
-        )
-
-    @torch.no_grad()
-    def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
-        """Embeddings of the recorded prompt and of the empty one, `2 x T x E`; they are constants of the run."""
-        prompts = [pipeline.controlnet.config.default_prompt, ""]
-        return pipeline.encode_prompt(prompts, torch.device("cpu"), 1, do_classifier_free_guidance=False)[0]
-
-    def _vae_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
-        config.check_crops(pipeline.controlnet.config.image_size, pipeline.vae_scale_factor)
-        order, latent_channels = RandomOrder(len(pairs.backs)), pipeline.vae.config.latent_channels
-        augmentation = config.augmentation()
-
-        def make_batch(number: int, sampler: StepSampler) -> Batch:
-            side, count = crop_shape(number, config.batch_size, config.crop_sizes)
-            indices = sampler.indices(number, config.batch_size, order)[:count]
-            step_pairs = StepPairs(pairs, indices, augmentation, sampler, number)
-            batch = crop_batch(step_pairs, side, config.focus(), sampler.generator(number, "crop"))
-            shape = (len(batch["pixels"]), latent_channels, *(2 * [side // pipeline.vae_scale_factor]))
-            noise = torch.randn(shape, generator=sampler.generator(number, "noise"))
-            return batch | {"noise": noise, "items": torch.from_numpy(indices)}
-
-        weights = {name: getattr(config, name) for name in ("kl_weight", "edge_weight", "colour_weight")}
-        return AutoencoderStage(pipeline.vae, self.config.base_model is not None, **weights), make_batch
-
-    def _denoising(
-        self, config, pipeline, pairs, objective: Objective, order: RandomOrder | LikenessOrder
-    ) -> Callable[[int, StepSampler], tuple[Batch, StepPairs]]:
-        """Batches of front latents with prompts, noise and timesteps, and the pairs they come from."""
-        latents, prompts = self._latents(config, pipeline, pairs), self._prompts(pipeline)
-        augmentation, total = config.augmentation(), pipeline.scheduler.config.num_train_timesteps
-
-        def make_batch(number: int, sampler: StepSampler) -> tuple[Batch, StepPairs]:
-            indices = sampler.indices(number, config.batch_size, order)
-            step_pairs = StepPairs(pairs, indices, augmentation, sampler, number)
-            drops = sampler.generator(number, "prompt")
-            batch = latent_batch(latents(step_pairs), prompts, drops, config.prompt_dropout)
-            batch |= noise_batch(objective, batch["latents"], sampler.generator(number, "noise"))
-            if objective.timesteps == "item":
-                timesteps = timestep_batch(len(indices), total, sampler.generator(number, "timestep"))
-            else:
-                step = number // config.gradient_accumulation_steps
-                timesteps = timestep_batch(1, total, sampler.shared_generator(step, "timestep")).repeat(len(indices))
-            weights = self._cell_weights(config, step_pairs, pipeline.vae_scale_factor, pairs.faces is not None)
-            if weights is not None:
-                batch["weights"] = weights
-            return batch | {"timesteps": timesteps, "items": torch.from_numpy(indices)}, step_pairs
-
-        return make_batch
-
-    @staticmethod
-    def _cell_weights(config, step_pairs: StepPairs, factor: int, masked: bool) -> torch.Tensor | None:
-        """How much each latent cell counts, `B x 1 x H x W`; None if all count alike."""
-        parts = [cell_weights(step_pairs.weights(config.focus()), factor)] if config.focus() else []
-        parts += [kept_cells(step_pairs.faces(), factor)] if masked else []
-        return math.prod(parts) if parts else None
-
-    def _prior_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
-        denoising = self._denoising(config, pipeline, pairs, PRESETS["mse"], RandomOrder(len(pairs.backs)))
-        schedule = noise_schedule(pipeline.scheduler)
-        return PriorStage(pipeline.unet, schedule), lambda number, sampler: denoising(number, sampler)[0]
-
-    def _control_stage(self, config, pipeline, pairs, train_unet: str | None = None) -> tuple[StageModule, BatchMaker]:
-        controlnet, objective = pipeline.controlnet, config.resolve_objective()
-        denoising = self._denoising(config, pipeline, pairs, objective, self._order(config, pairs))
-        compares_own = objective.compares_fronts and objective.front_latents == "own"
-        mirror = controlnet.config.mirror
-        back_latents = self._latents(config, pipeline, pairs, "backs", mirror) if compares_own else None
-
-        def make_batch(number: int, sampler: StepSampler) -> Batch:
-            batch, step_pairs = denoising(number, sampler)
-            blanks = sampler.generator(number, "blank")
-            backs, shown = back_control_batch(step_pairs.backs(), controlnet, blanks, config.condition_dropout)
-            batch["back_control"] = backs
-            if objective.contrastive_weight:
-                weight = objective.weight_at(number // config.gradient_accumulation_steps)
-                batch["contrastive_weight"] = torch.tensor(weight)
-                batch["shown"], batch["groups"] = shown, step_pairs.groups()
-            if objective.compares_fronts:
-                batch["front_control"] = front_control_batch(step_pairs.fronts(), controlnet)
-            if compares_own:
-                batch["back_latents"] = back_latents(step_pairs)
-            return batch
-
-        schedule = noise_schedule(pipeline.scheduler)
-        with seeded(config.seed):
-            return ControlStage(controlnet, pipeline.unet, schedule, objective, train_unet), make_batch
-
-    def _order(self, config: TrainingConfig, pairs: PairArrays) -> RandomOrder | LikenessOrder:
-        """The order in which pairs come."""
-        if config.hard_negatives == "look":
-            return LikenessOrder(describe_by_look(pairs.backs), config.hard_group_size)
-        if config.hard_negatives == "attributes":
-            descriptors = describe_by_attributes(read_attributes(pairs, self._cache()))
-            return LikenessOrder(descriptors, config.hard_group_size)
-        return RandomOrder(len(pairs.backs))
-
-    def _joint_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
-        return self._control_stage(config, pipeline, pairs, train_unet=config.unlock_unet)
+    def _front_masks(self, rows: Pairs) -> np.ndarray | None:
+        """For the process that validates."""
+        return front_masks(rows, os.cpu_count() or 1) if self.accelerator.is_main_process else None
 
     def _validate(
-        self, name: str, step: int, pipeline: BackToFrontPipeline, pairs: PairArrays, prompts: torch.Tensor
+        self,
+        name: str,
+        step: int,
+        pipeline: BackToFrontPipeline,
+        pairs: PairArrays,
+        masks: np.ndarray | None,
+        prompts: torch.Tensor,
     ) -> None:
-        """A sheet and the mean L1 of the held-out pairs, with the averaged weights in place."""
+        """A sheet and the scores of the held-out pairs, with the averaged weights in place."""
         if not self.accelerator.is_main_process:
             return
-        if name == "vae":
-            results = rebuild(pipeline.vae, pairs.fronts)
-        else:
-            shown = pairs.backs if name != "prior" else pairs.backs[:SHEET_ROWS]
-            results = generate(pipeline, shown, self.config.seed, prompts)
+        with self.accelerator.autocast():  # models that do not learn are of another type than those that do
+            if name == "vae":
+                results = rebuild(pipeline.vae, pairs.fronts)
+            else:
+                shown = pairs.backs if name != "prior" else pairs.backs[:SHEET_ROWS]
+                results = generate(pipeline, shown, self.config.seed, prompts)
         write_sheet(pairs, results[:SHEET_ROWS], self.output_dir / name / "sheets" / f"{step:07d}.png")
-        append_line(self.output_dir / name / "validation.csv", f"{step},{mean_l1(results, pairs.fronts):.6f}")
+        scores = {metric: round(value, 6) for metric, value in score(results, pairs.fronts, masks).items()}
+        append_row(self.output_dir / name / "validation.csv", {"step": step, **scores})
+        self.accelerator.log({f"held_out_{metric}": value for metric, value in scores.items()}, step=step)
 
-    def _finish(self, name: str, pipeline: BackToFrontPipeline, pairs: PairArrays, folder: Path) -> None:
-        """Write the stage's pipeline folder, complete or not at all."""
+    def _finish(self, name: str, module: StageModule, source: Path | None, pairs: PairArrays, folder: Path) -> None:
+        """Write the stage's pipeline folder, complete or not at all: what it began with, and what has learned."""
         if not self.accelerator.is_main_process:
             return
+        # opened anew, because what did not learn may have been rounded to half precision for the training
+        pipeline = self.start(source)
+        pipeline.register_modules(**{part: model for part, model in module.trained.items() if part != "unet_lora"})
         if name == "vae" and self.config.base_model is None:
             whiten_latents(pipeline.vae, pairs.fronts[:WHITENED_PICTURES])
         if name == "prior":
@@ -345,22 +232,13 @@ class TrainingRun:
         pending = folder.with_suffix(".tmp")
         shutil.rmtree(pending, ignore_errors=True)
         pipeline.save_pretrained(pending)
+        if "unet_lora" in module.trained:
+            save_lora(module.component("unet"), pending)
         pending.rename(folder)
 
 
-@contextmanager
-def _without_text_encoder(pipeline: BackToFrontPipeline) -> Iterator[None]:
-    """Within, the text encoder is no part of the pipeline: it stays on the CPU, for when the pipeline is saved."""
-    text_encoder = pipeline.text_encoder
-    pipeline.register_modules(text_encoder=None)
-    try:
-        yield
-    finally:
-        pipeline.register_modules(text_encoder=text_encoder)
-
-
-def _new_engine() -> Accelerator:
-    engine = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+def _new_engine(**arguments) -> Accelerator:
+    engine = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **arguments)
     if engine.distributed_type in _SHARDING:
         raise ConfigError(
             f"{engine.distributed_type.value} cuts models up, and checkpoints hold whole ones: launch without it."
@@ -369,11 +247,3 @@ def _new_engine() -> Accelerator:
 
 
 _SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-
-
-_STAGES = {
-    "vae": TrainingRun._vae_stage,
-    "prior": TrainingRun._prior_stage,
-    "controlnet": TrainingRun._control_stage,
-    "joint": TrainingRun._joint_stage,
-}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, SchedulerMixin, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
@@ -14,6 +15,7 @@ from ..models import BackshanControlNetModel, BackshanControlNetOutput
 from ..objective import Objective, backshan_loss, cosine_matrix, min_snr_weights, noise_mse, pair_accuracy
 from .config import ConfigError
 from .contrast import Comparison, ComparisonHead, compare
+from .lora import add_lora
 from .scratch import OPPONENT_COLOURS
 
 Batch = dict[str, torch.Tensor]
@@ -58,9 +60,21 @@ class StageModule(nn.Module):
         """The trained models by component name."""
         yield from self.trained.items()
 
+    def models(self) -> Iterator[ModelMixin]:
+        """The models that a step goes through, trained or frozen."""
+        yield from (each for each in (*self.trained.values(), *self.frozen.values()) if isinstance(each, ModelMixin))
+
     def compare(self, batches: Iterable[Batch]) -> list[Comparison]:
         """What has to be computed over all micro-batches of a step before any of them; empty if nothing has."""
         return []
+
+    def contested(self) -> list[nn.Parameter]:
+        """Weights at which `mse` and another term of the loss pull; empty where the loss is one term."""
+        return []
+
+    def probe(self, batch: Batch) -> Terms:
+        """Scalars that are worth a look now and then, and no step needs."""
+        return {}
 
 
 class AutoencoderStage(StageModule):
@@ -119,6 +133,8 @@ class PriorStage(StageModule):
 class ControlStage(StageModule):
     """ControlNet on pairs, with the U-Net frozen (`controlnet`) or learning too (`joint`), as a whole or in part.
 
+    With `lora_rank` the U-Net is frozen too, and adapters in it learn, under the name `unet_lora`.
+
     All branches go through ControlNet as one batch, but for fronts that are only looked at. The first branch is the
     backs on noised front latents, whose residuals the U-Net gets; what the others see is the objective's choice.
     """
@@ -130,11 +146,14 @@ class ControlStage(StageModule):
         scheduler: DDIMScheduler,
         objective: Objective,
         train_unet: str | None,
+        lora_rank: int | None = None,
     ):
         models = {"controlnet": controlnet, "unet": unet}
-        names = ("controlnet", "unet") if train_unet else ("controlnet",)
+        names = ("controlnet", "unet") if train_unet and lora_rank is None else ("controlnet",)
         super().__init__({n: models[n] for n in names}, {n: m for n, m in models.items() if n not in names})
-        if train_unet:
+        if lora_rank is not None:
+            self.trained["unet_lora"] = add_lora(unet, lora_rank)
+        elif train_unet:
             unet.requires_grad_(False)
             for part in _unet_parts(unet, train_unet):
                 part.requires_grad_(True)
@@ -157,13 +176,7 @@ class ControlStage(StageModule):
         """
         noised = self._noised(batch["latents"], batch["noise"], batch)
         output, features = self._control(batch, noised)
-        prediction = self.component("unet")(
-            noised,
-            batch["timesteps"],
-            batch["prompts"],
-            down_block_additional_residuals=output.down_block_res_samples,
-            mid_block_additional_residual=output.mid_block_res_sample,
-        ).sample
+        prediction = self._predict(noised, batch, output)
         target, weights = denoising_target(self.scheduler, batch), batch.get("weights")
         mse = noise_mse(prediction, target, weights, self._item_weights(batch))
         if not self.objective.contrastive_weight:
@@ -193,6 +206,12 @@ class ControlStage(StageModule):
         size = len(groups[0])
         return [whole.part(slice(part * size, (part + 1) * size)) for part in range(len(groups))]
 
+    def contested(self) -> list[nn.Parameter]:
+        """The weights of ControlNet, if there is a contrastive term."""
+        if not self.objective.contrastive_weight:
+            return []
+        return [weight for weight in self.trained["controlnet"].parameters() if weight.requires_grad]
+
     @torch.no_grad()
     def probe(self, batch: Batch) -> Terms:
         """Whether the pairs are found by looking at the backs: in-batch pair accuracy with each back as it is, with a
@@ -217,6 +236,27 @@ class ControlStage(StageModule):
                     for view, each in zip(("back", "front"), features, strict=True)
                 }
         return {**accuracies, **norms}
+
+    def _predict(self, noised: torch.Tensor, batch: Batch, residuals: BackshanControlNetOutput) -> torch.Tensor:
+        """What the U-Net predicts.
+
+        One in half precision in which nothing learns computes in that throughout, as in the public scripts: autocast
+        would take its norms, and what follows them, to float32 and back.
+        """
+        unet = self.component("unet")
+        inputs = (noised, batch["prompts"], *residuals.down_block_res_samples, residuals.mid_block_res_sample)
+        throughout = unet.dtype != noised.dtype and "unet_lora" not in self.trained
+        if throughout:
+            inputs = [each.to(unet.dtype) for each in inputs]
+        with torch.autocast(noised.device.type, enabled=False) if throughout else nullcontext():
+            sample, prompts, *downs, mid = inputs
+            return unet(
+                sample,
+                batch["timesteps"],
+                prompts,
+                down_block_additional_residuals=tuple(downs),
+                mid_block_additional_residual=mid,
+            ).sample
 
     def _control(self, batch: Batch, noised: torch.Tensor) -> tuple[BackshanControlNetOutput, list[torch.Tensor]]:
         """The residuals of the backs, and the features that are compared: of the backs and of the fronts, if any."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,14 +12,20 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from .batches import StepSampler
 from .checkpoints import checkpoint_path, clear_leftovers, load_checkpoint, newest_sound_step, save_checkpoint
 from .config import TrainingConfig
-from .logs import append_line, drop_later_lines, json_step
+from .logs import append_line, drop_later_lines, json_step, peak_memory
+from .probes import doubt, probe_stage
+from .savings import AveragedWeights, compile_blocks, new_optimizer, round_frozen, save_activations
 from .stages import Batch, StageModule, Terms
+
+_logger = logging.getLogger(__name__)
+
+RATES = ("learning_rate", "unet_learning_rate")
+"""What the rates of the groups of parameters are called in the log."""
 
 DECAY_SHARE = 0.3
 """The learning rate stays at its height until this share of the steps is left, then falls to 0 in a line.
@@ -42,9 +49,10 @@ def parameter_groups(module: StageModule, config: TrainingConfig) -> list[dict]:
     """What learns, for the optimizer; a U-Net that learns beside a ControlNet may have a rate of its own."""
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     models = dict(module.named_trained())
-    if config.unet_learning_rate is None or "controlnet" not in models or "unet" not in models:
+    beside = [model for name, model in models.items() if name in ("unet", "unet_lora") and "controlnet" in models]
+    if config.unet_learning_rate is None or not beside:
         return [{"params": learning}]
-    unet = set(models["unet"].parameters())
+    unet = set(beside[0].parameters())
     return [
         {"params": [parameter for parameter in learning if parameter not in unet]},
         {"params": [parameter for parameter in learning if parameter in unet], "lr": config.unet_learning_rate},
@@ -76,21 +84,25 @@ class StageTrainer:
         self.accelerator, self.make_batch, self.config, self.folder = accelerator, make_batch, config, folder
         self.sampler = StepSampler(config.seed, name, accelerator.process_index, accelerator.num_processes)
         self.models = dict(module.named_trained())
-        groups = parameter_groups(module, config)
-        optimizer = torch.optim.AdamW(
-            groups, config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-        )
+        optimizer = new_optimizer(parameter_groups(module, config), config, accelerator)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, config.warmup_steps, config.max_steps)
         )
         for model in module.frozen.values():
-            model.to(accelerator.device)
-        # Convolutions are a fifth faster with the channels last, on a CPU too.
-        module.to(memory_format=torch.channels_last)
+            round_frozen(model.to(accelerator.device), accelerator)
+        if config.channels_last:
+            for model in module.models():
+                model.to(memory_format=torch.channels_last)
+        if config.gradient_checkpointing:
+            save_activations(module)
+        if config.compile != "none":
+            compile_blocks(module, config.compile)
         # The schedule counts steps of the run. Left to accelerate, it would advance once for each process.
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.schedule = schedule
-        self.averages = {name: EMAModel(model.parameters(), config.ema_decay) for name, model in self.models.items()}
+        self.averages = {
+            name: AveragedWeights(model.parameters(), config.ema_decay) for name, model in self.models.items()
+        }
         self.states = {"model": module, "optimizer": self.optimizer, "schedule": schedule}
         self.states |= {f"average_{name}": average for name, average in self.averages.items()}
         if accelerator.scaler is not None:
@@ -128,7 +140,7 @@ class StageTrainer:
             recent.append(terms)
             items += seen * self.accelerator.num_processes
             if self.step % config.log_every == 0 or self.step == total:
-                terms = {name: float(torch.stack([each[name] for each in recent]).mean()) for name in recent[0]}
+                terms = _means(recent)
                 self._log(terms, items / (time.perf_counter() - began))
                 bar.set_postfix(loss=f"{terms['loss']:.4f}")
                 began, recent, items = time.perf_counter(), [], 0
@@ -148,10 +160,10 @@ class StageTrainer:
         self.saved_step = self.step
 
     def advance(self) -> tuple[Terms, int]:
-        """One optimiser step; returns the terms of the loss with the norms of the gradients, and how many pairs it
-        saw."""
-        # Dropout draws from torch's own generators: they too depend on nothing but the run and the step.
-        torch.manual_seed(self.sampler.generator(self.step, "dropout").initial_seed())
+        """One optimiser step; returns the terms of the loss with the norms of the gradients and what was probed, and
+        how many pairs it saw."""
+        probed = self._probe() if (self.step + 1) % self.config.probe_every == 0 else {}
+        self._seed_dropout()
         terms, items = self._accumulate()
         # Once for all models: they share the optimizer, whose gradients may be unscaled only once.
         self.accelerator.unscale_gradients(self.optimizer)
@@ -167,14 +179,30 @@ class StageTrainer:
             for name, model in self.models.items():
                 self.averages[name].step(model.parameters())
         self.step += 1
-        return terms, len(items)
+        return terms | probed, len(items)
+
+    def _seed_dropout(self) -> None:
+        """Dropout draws from torch's own generators: they too depend on nothing but the run and the step."""
+        torch.manual_seed(self.sampler.generator(self.step, "dropout").initial_seed())
+
+    def _probe(self) -> Terms:
+        """What is measured before this step on its first micro-batch, by every process, and changes nothing."""
+        self._seed_dropout()
+        with self.accelerator.autocast():
+            return probe_stage(self.accelerator.unwrap_model(self.module), next(self._batches()))
 
     def _batches(self) -> Iterator[Batch]:
         """The micro-batches of this step, on the device, one at a time; the same ones whenever they are asked for."""
         parts = self.config.gradient_accumulation_steps
         for number in range(self.step * parts, (self.step + 1) * parts):
             batch = self.make_batch(number, self.sampler)
-            yield {name: _move(tensor, self.accelerator.device) for name, tensor in batch.items()}
+            yield {name: self._placed(tensor) for name, tensor in batch.items()}
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device; pictures and latents with the channels last if the models lie so."""
+        is_picture = tensor.ndim == 4 and self.config.channels_last
+        layout = torch.channels_last if is_picture else torch.preserve_format
+        return tensor.to(self.accelerator.device, memory_format=layout)
 
     def _accumulate(self) -> tuple[Terms, torch.Tensor]:
         """Leave the gradient of the micro-batches' mean loss in the weights; returns the mean terms and the items."""
@@ -220,21 +248,25 @@ class StageTrainer:
                 self.averages[name].restore(model.parameters())
                 model.train()
 
-    def _log(self, terms: dict[str, float], items_per_second: float) -> None:
+    def _log(self, terms: dict[str, float], images_per_second: float) -> None:
         """One line: the means of the terms since the last one, on the main process."""
         if not self.accelerator.is_main_process:
             return
-        line = {
-            "stage": self.sampler.stage,
-            "step": self.step,
+        values = {
             **{name: round(value, 6) for name, value in terms.items()},
-            "learning_rate": self.schedule.get_last_lr()[0],
-            "items_per_second": round(items_per_second, 2),
+            **dict(zip(RATES, self.schedule.get_last_lr(), strict=False)),
+            "images_per_second": round(images_per_second, 2),
+            "peak_memory_mib": round(peak_memory(self.accelerator.device)),
         }
+        if (words := doubt(values)) is not None:
+            values["doubt"] = words
+            _logger.warning("step %d of %s: %s", self.step, self.sampler.stage, words)
+        line = {"stage": self.sampler.stage, "step": self.step, **values}
         append_line(self.folder / "metrics.jsonl", json.dumps(line))
+        self.accelerator.log(values, step=self.step)
 
 
-def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To the device; pictures and latents with the channels last."""
-    layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
-    return tensor.to(device, memory_format=layout)
+def _means(steps: list[Terms]) -> dict[str, float]:
+    """Of each term, over the steps that have it: what is probed is not there at every step."""
+    names = dict.fromkeys(name for terms in steps for name in terms)
+    return {name: float(torch.stack([terms[name] for terms in steps if name in terms]).mean()) for name in names}

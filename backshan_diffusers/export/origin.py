@@ -1,0 +1,36 @@
+"""What an exported model says of where it comes from, and why some models are not exported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from .. import MINI, __version__
+
+SOFTWARE = "backshan"
+"""Written into everything that is exported, so that it may be replaced by a later export."""
+
+
+class ExportError(ValueError):
+    """A model cannot be exported, or not to this place; the message is one sentence that says what to do."""
+
+
+def origin_of(folder: Path) -> dict[str, str]:
+    """Name, version and licence of the model in a folder. Folders above it are left out.
+
+    The licence is that of the folder's `README.md`, which is the card of a model on the Hub; without one it is not
+    guessed, because weights that began as somebody else's keep that licence.
+    """
+    card = folder / "README.md"
+    if os.path.samefile(folder, MINI):
+        licence = "apache-2.0"  # the embedded weights are a part of the package
+    else:
+        licence = ModelCard.load(card).data.get("license") if card.is_file() else None
+    return {
+        "software": SOFTWARE,
+        "version": __version__,
+        "model": folder.resolve().name,
+        "license": str(licence or "not recorded"),
+    }

@@ -1,0 +1,188 @@
+"""What each stage of a run trains, and the batches it trains on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ..objective import PRESETS, Objective
+from ..pipelines import BackToFrontPipeline
+from .batches import (
+    StepPairs,
+    StepSampler,
+    back_control_batch,
+    cell_weights,
+    crop_batch,
+    crop_shape,
+    front_control_batch,
+    kept_cells,
+    latent_batch,
+    noise_batch,
+    timestep_batch,
+)
+from .caching import PairArrays, cache_latents, encode, read_attributes
+from .config import TrainingConfig
+from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
+from .scratch import seeded
+from .stages import AutoencoderStage, Batch, ControlStage, PriorStage, StageModule, noise_schedule
+
+BatchMaker = Callable[[int, StepSampler], Batch]
+
+
+class StageBuilder:
+    """Makes what a run's stages train of its pipeline and its pairs.
+
+    Args:
+        config: of the run.
+        accelerator: the engine; knows the processes and the device.
+    """
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        self.output_dir = Path(config.output_dir)
+
+    def build_stage(
+        self, name: str, pipeline: BackToFrontPipeline, pairs: PairArrays
+    ) -> tuple[StageModule, BatchMaker]:
+        """What a stage trains, and its batches."""
+        return _STAGES[name](self, self.config.stage(name), pipeline, pairs)
+
+    def _cache(self) -> Path:
+        return self.output_dir / "cache" if self.config.cache_dir is None else Path(self.config.cache_dir)
+
+    def _latents(
+        self, config, pipeline: BackToFrontPipeline, pairs: PairArrays, view: str = "fronts", mirror: bool = False
+    ) -> Callable[[StepPairs], torch.Tensor]:
+        """Where a step's latents come from: the cache, or the autoencoder if pictures are never the same twice.
+
+        Args:
+            config: of the stage.
+            pipeline: whose autoencoder is used.
+            pairs: all of them.
+            view: `fronts` or `backs`.
+            mirror: whether the pictures are flipped left-right, whatever an augmentation does besides.
+        """
+        vae = pipeline.vae.to(self.accelerator.device)
+        augmentation = config.augmentation()
+        if augmentation.changes_pixels:
+            return lambda step_pairs: encode(step_pairs.pictures(view, mirror), vae)
+        as_they_are = cache_latents(pairs, vae, self._cache(), self.accelerator, view, mirror)
+        if not augmentation.flip:
+            return lambda step_pairs: as_they_are[step_pairs.indices]
+        flipped = cache_latents(pairs, vae, self._cache(), self.accelerator, view, not mirror)
+        return lambda step_pairs: torch.where(
+            step_pairs.flipped[:, None, None, None], flipped[step_pairs.indices], as_they_are[step_pairs.indices]
+        )
+
+    @torch.no_grad()
+    def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
+        """Embeddings of the recorded prompt and of the empty one, `2 x T x E`; they are constants of the run."""
+        prompts = [pipeline.controlnet.config.default_prompt, ""]
+        return pipeline.encode_prompt(prompts, torch.device("cpu"), 1, do_classifier_free_guidance=False)[0]
+
+    def _vae_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
+        config.check_crops(pipeline.controlnet.config.image_size, pipeline.vae_scale_factor)
+        order, latent_channels = RandomOrder(len(pairs.backs)), pipeline.vae.config.latent_channels
+        augmentation = config.augmentation()
+
+        def make_batch(number: int, sampler: StepSampler) -> Batch:
+            side, count = crop_shape(number, config.batch_size, config.crop_sizes)
+            indices = sampler.indices(number, config.batch_size, order)[:count]
+            step_pairs = StepPairs(pairs, indices, augmentation, sampler, number)
+            batch = crop_batch(step_pairs, side, config.focus(), sampler.generator(number, "crop"))
+            shape = (len(batch["pixels"]), latent_channels, *(2 * [side // pipeline.vae_scale_factor]))
+            noise = torch.randn(shape, generator=sampler.generator(number, "noise"))
+            return batch | {"noise": noise, "items": torch.from_numpy(indices)}
+
+        weights = {name: getattr(config, name) for name in ("kl_weight", "edge_weight", "colour_weight")}
+        return AutoencoderStage(pipeline.vae, self.config.base_model is not None, **weights), make_batch
+
+    def _denoising(
+        self, config, pipeline, pairs, objective: Objective, order: RandomOrder | LikenessOrder
+    ) -> Callable[[int, StepSampler], tuple[Batch, StepPairs]]:
+        """Batches of front latents with prompts, noise and timesteps, and the pairs they come from."""
+        latents, prompts = self._latents(config, pipeline, pairs), self._prompts(pipeline)
+        augmentation, total = config.augmentation(), pipeline.scheduler.config.num_train_timesteps
+
+        def make_batch(number: int, sampler: StepSampler) -> tuple[Batch, StepPairs]:
+            indices = sampler.indices(number, config.batch_size, order)
+            step_pairs = StepPairs(pairs, indices, augmentation, sampler, number)
+            drops = sampler.generator(number, "prompt")
+            batch = latent_batch(latents(step_pairs), prompts, drops, config.prompt_dropout)
+            batch |= noise_batch(objective, batch["latents"], sampler.generator(number, "noise"))
+            if objective.timesteps == "item":
+                timesteps = timestep_batch(len(indices), total, sampler.generator(number, "timestep"))
+            else:
+                step = number // config.gradient_accumulation_steps
+                timesteps = timestep_batch(1, total, sampler.shared_generator(step, "timestep")).repeat(len(indices))
+            weights = _cell_weights(step_pairs, config.focus(), pipeline.vae_scale_factor, pairs.faces is not None)
+            if weights is not None:
+                batch["weights"] = weights
+            return batch | {"timesteps": timesteps, "items": torch.from_numpy(indices)}, step_pairs
+
+        return make_batch
+
+    def _prior_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
+        denoising = self._denoising(config, pipeline, pairs, PRESETS["mse"], RandomOrder(len(pairs.backs)))
+        schedule = noise_schedule(pipeline.scheduler)
+        return PriorStage(pipeline.unet, schedule), lambda number, sampler: denoising(number, sampler)[0]
+
+    def _control_stage(
+        self, config, pipeline, pairs, train_unet: str | None = None, lora_rank: int | None = None
+    ) -> tuple[StageModule, BatchMaker]:
+        controlnet, objective = pipeline.controlnet, config.resolve_objective()
+        denoising = self._denoising(config, pipeline, pairs, objective, self._order(config, pairs))
+        compares_own = objective.compares_fronts and objective.front_latents == "own"
+        mirror = controlnet.config.mirror
+        back_latents = self._latents(config, pipeline, pairs, "backs", mirror) if compares_own else None
+
+        def make_batch(number: int, sampler: StepSampler) -> Batch:
+            batch, step_pairs = denoising(number, sampler)
+            blanks = sampler.generator(number, "blank")
+            backs, shown = back_control_batch(step_pairs.backs(), controlnet, blanks, config.condition_dropout)
+            batch["back_control"] = backs
+            if objective.contrastive_weight:
+                weight = objective.weight_at(number // config.gradient_accumulation_steps)
+                batch["contrastive_weight"] = torch.tensor(weight)
+                batch["shown"], batch["groups"] = shown, step_pairs.groups()
+            if objective.compares_fronts:
+                batch["front_control"] = front_control_batch(step_pairs.fronts(), controlnet)
+            if compares_own:
+                batch["back_latents"] = back_latents(step_pairs)
+            return batch
+
+        schedule = noise_schedule(pipeline.scheduler)
+        with seeded(config.seed):
+            stage = ControlStage(controlnet, pipeline.unet, schedule, objective, train_unet, lora_rank)
+            return stage, make_batch
+
+    def _order(self, config: TrainingConfig, pairs: PairArrays) -> RandomOrder | LikenessOrder:
+        """The order in which pairs come."""
+        if config.hard_negatives == "look":
+            return LikenessOrder(describe_by_look(pairs.backs), config.hard_group_size)
+        if config.hard_negatives == "attributes":
+            descriptors = describe_by_attributes(read_attributes(pairs, self._cache()))
+            return LikenessOrder(descriptors, config.hard_group_size)
+        return RandomOrder(len(pairs.backs))
+
+    def _joint_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
+        return self._control_stage(config, pipeline, pairs, config.unlock_unet, config.unet_lora_rank)
+
+
+def _cell_weights(step_pairs: StepPairs, focus: Mapping[str, float], factor: int, masked: bool) -> torch.Tensor | None:
+    """How much each latent cell of a step counts, `B x 1 x H x W`; None if all count alike."""
+    parts = [cell_weights(step_pairs.weights(focus), factor)] if focus else []
+    parts += [kept_cells(step_pairs.faces(), factor)] if masked else []
+    return math.prod(parts) if parts else None
+
+
+_STAGES = {
+    "vae": StageBuilder._vae_stage,
+    "prior": StageBuilder._prior_stage,
+    "controlnet": StageBuilder._control_stage,
+    "joint": StageBuilder._joint_stage,
+}
