@@ -158,7 +158,7 @@ def _add_generate(commands) -> None:
         "One PNG file is written for each front, with the model and all settings in its text chunks. "
         "Files of the same name that this command wrote before are replaced; any other file is left alone.",
         epilog="exit codes: 0 all done, 1 some pictures missing, unusable or not written, 2 unusable arguments, "
-        "130 interrupted",
+        "130 interrupted, 143 killed, 129 hung up",
     )
     parser.set_defaults(run=generate)
     add = parser.add_argument
@@ -710,6 +710,7 @@ def _load_backs(
 
 
 def _thumbnail(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """As large as on the sheet: the pictures of all rows are held until the last front is made."""
     import PIL.ImageOps
 
     return PIL.ImageOps.contain(picture, (SHEET_CELL_SIDE, SHEET_CELL_SIDE))

@@ -32,7 +32,7 @@ def conditioning_parts(conditioning: str) -> list[str]:
 
 
 def control_image(
-    picture: PIL.Image.Image,
+    picture: PIL.Image.Image | np.ndarray,
     conditioning: str,
     mirror: bool,
     canny_low_threshold: int = CANNY_LOW_THRESHOLD,
@@ -52,6 +52,9 @@ def control_image(
 
     Returns:
         `torch.Tensor`: `(C, H, W)`, float32 in [0, 1]; three equal Canny channels, and R, G, B, in the name's order.
+
+    Raises:
+        ValueError: if `conditioning` is none of `CONDITIONINGS`, or the picture is not RGB of 8 bits.
     """
     parts = conditioning_parts(conditioning)
     pixels = np.asarray(picture)

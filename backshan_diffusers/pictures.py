@@ -244,12 +244,22 @@ class Letterbox:
 
     def apply(self, picture: PIL.Image.Image) -> PIL.Image.Image:
         """The `picture` (of `picture_size`, RGB) on a square of `side` px, RGB."""
+        content = self._content(picture)
+        return self._on_square(content, border_colour(content))
+
+    def apply_to_mask(self, mask: PIL.Image.Image) -> PIL.Image.Image:
+        """The `mask` of a picture (of `picture_size`, `L`) on a square of `side` px, `L`, 0 in the padding."""
+        return self._on_square(self._content(mask), 0)
+
+    def _content(self, picture: PIL.Image.Image) -> PIL.Image.Image:
         if picture.size != self.picture_size:
             raise ValueError(
                 f"this letterbox is for {self.picture_size} px pictures: make another for {picture.size}."
             )
-        content = picture.resize(self.content_size, PIL.Image.Resampling.LANCZOS)
-        square = PIL.Image.new("RGB", (self.side, self.side), border_colour(content))
+        return picture.resize(self.content_size, PIL.Image.Resampling.LANCZOS)
+
+    def _on_square(self, content: PIL.Image.Image, padding: int | tuple[int, int, int]) -> PIL.Image.Image:
+        square = PIL.Image.new(content.mode, (self.side, self.side), padding)
         square.paste(content, self.box[:2])
         return square
 

@@ -499,6 +499,16 @@ def test_unusable_arguments_are_refused_before_anything_is_done(run, drawn_backs
     assert {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")} == before
 
 
+def test_the_largest_arguments_are_usable(run, backs, pipeline, monkeypatch):
+    assert run(backs / "anna.png", "--seed", 2**63 - 1)[0] == 0
+    with PIL.Image.open("fronts/anna_front.png") as front:
+        assert front.info["seed"] == str(2**63 - 1)
+    options = argparse.Namespace(prompt=None, negative_prompt=None, steps=1000, guidance=None)
+    assert cli._settings(pipeline, options)["num_inference_steps"] == 1000
+    monkeypatch.setattr(cli, "MOST_FRONTS", 4)
+    assert len(cli.plan([Path("a.png"), Path("b.png")], "out", 2, False)[0]) == 4
+
+
 @pytest.mark.parametrize(
     "option", ["--seed", "--steps", "--num-images", "--batch-size", "--guidance", "--dtype", "--x"]
 )
@@ -687,6 +697,18 @@ def test_files_that_may_not_be_so_large_are_reported_one_by_one(run, backs):
     assert written() == []
 
 
+def test_a_sheet_that_cannot_be_written_is_a_failure(run, backs):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # a front of 64 px has 12 kB at most
+    try:
+        code, out, err = run(backs, "--sheet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (code, out) == (1, "3 of 3 fronts were written to fronts\n")
+    assert err == "backshan: fronts/sheet.png cannot be written (File too large).\n"
+    assert written() == ["anna_front.png", "ben_front.png", "cleo_front.png"]
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT])
 def test_a_folder_that_takes_no_more_ends_the_run(run, backs, monkeypatch, error):
     tried = []
@@ -720,6 +742,15 @@ def test_a_device_without_enough_memory_ends_the_run(run, backs, monkeypatch):
     assert (code, out) == (1, "")
     assert err == "backshan: the device ran out of memory after 1 of 3 fronts: give a smaller --batch-size.\n"
     assert written() == ["anna_front.png"]
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(run, backs, monkeypatch):
+    def decode(*args, **options):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(AutoencoderKL, "decode", decode)
+    with pytest.raises(RuntimeError, match="something else"):
+        run(backs)
 
 
 def test_fronts_that_are_not_finite_are_not_written(run, backs):

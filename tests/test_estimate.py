@@ -56,6 +56,20 @@ def test_a_rehearsed_step_costs_what_the_real_one_does(tmp_path, preset):
         assert needs[name].step_flops == step_flops(module, make_batch(0, sampler), settings)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"person_weight": 3.0, "head_weight": 8.0},
+        {"hard_negatives": "attributes", "hard_group_size": 2},
+        {"hard_negatives": "look", "hard_group_size": 2},
+        {"mask_face": "blur"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_concerns_pictures_alone_costs_nothing(tmp_path, changes):
+    assert rehearse(tiny_config(tmp_path, **changes)) == rehearse(tiny_config(tmp_path))
+
+
 def test_a_second_pass_for_the_comparison_costs_a_pass_of_controlnet(tmp_path):
     def cost(cached: bool) -> int:
         settings = tiny_config(tmp_path, objective={"preset": "backshan"}, cached_contrast=cached, crop_sizes=(32,))

@@ -40,6 +40,15 @@ def test_masks_are_kept_beside_the_pictures(tmp_path):
     assert np.array_equal(np.unpackbits(masked.faces, axis=-1), touched(rows, "front_face"))
 
 
+def test_the_order_in_which_masks_are_asked_for_does_not_matter(tmp_path):
+    rows = wardrobe()
+    pairs = cache_pairs(rows, tmp_path, 1, "blank", MASKS[::-1])
+    for name in MASKS:
+        assert np.array_equal(np.unpackbits(pairs.masks[name], axis=-1), touched(rows, name))
+    assert np.array_equal(np.unpackbits(pairs.faces, axis=-1), touched(rows, "front_face"))
+    assert cache_pairs(rows, tmp_path, 1, "blank", MASKS).key == pairs.key
+
+
 def test_a_source_without_such_masks_is_refused():
     row = wardrobe(1)[0] | {"front_head": None}
     with pytest.raises(PairsError, match=f"the pair {row['item_id']} has no front_head mask: choose a source"):

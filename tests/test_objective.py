@@ -112,6 +112,14 @@ def test_both_directions_are_the_mean_of_backs_and_fronts_that_seek():
     assert contrastive(Objective(temperature=0.5, both_directions=True)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_groups_blanked_backs_and_a_learned_temperature_hold_in_both_directions():
+    choice = {"temperature": 0.2, "groups": [7, 7, 1, 2], "shown": [True, False, True, True]}
+    other_way = numpy_cross_entropy(features(1, 4), features(0, 4), **choice)
+    expected = (expected_cross_entropy(**choice) + other_way) / 2
+    found = contrastive(Objective(both_directions=True), **choice | {"temperature": torch.tensor(0.2)})
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_blanked_backs_have_nothing_to_find_but_their_fronts_stay_negatives():
     shown = [True, False, True, True]
     expected = expected_cross_entropy(1.0, None, shown)
@@ -261,6 +269,13 @@ def test_pair_accuracy_counts_the_diagonal():
     assert float(pair_accuracy(matrix)) == pytest.approx(2 / 3)
     assert float(pair_accuracy(matrix, torch.tensor([True, True, False]))) == pytest.approx(1 / 2)
     assert float(pair_accuracy(matrix, torch.zeros(3, dtype=torch.bool))) == 0
+
+
+def test_pairs_are_counted_among_the_backs_that_are_shown():
+    backs, fronts = torch.eye(3), torch.eye(3)[[0, 2, 1]]  # the first alone finds its front
+    shown = torch.tensor([True, True, False])
+    assert contrastive_terms(PRESETS["paper"], backs, fronts, shown=shown)["pair_accuracy"] == 1 / 2
+    assert contrastive_terms(PRESETS["paper"], backs, fronts)["pair_accuracy"] == pytest.approx(1 / 3)
 
 
 def test_every_pair_found_drives_the_loss_to_zero():

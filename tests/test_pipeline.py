@@ -199,6 +199,15 @@ def test_aspect_ratio_and_restored_size(pipe):
     assert np.abs(array[0] * 255 - np.asarray(expected)).mean() < 4
 
 
+def test_a_restored_size_that_is_smaller_is_antialiased(pipe):
+    plain = pipe(photo(32, 20), generator=seeded()).images[0]
+    restored = pipe(photo(32, 20), generator=seeded(), restore_size=True, output_type="np").images[0]
+    assert plain.size == (64, 40) and restored.shape == (20, 32, 3)
+    expected = np.asarray(plain.resize((32, 20), PIL.Image.Resampling.BICUBIC))
+    assert np.abs(restored * 255 - expected).max() < 3
+    assert np.abs(np.asarray(plain.resize((32, 20), PIL.Image.Resampling.NEAREST)) - expected.astype(int)).max() > 9
+
+
 def test_mixed_sizes_in_one_batch(pipe):
     backs = [photo(50, 80, 0), photo(80, 50, 1), photo(50, 80, 2)]
     result = pipe(backs)
@@ -704,6 +713,13 @@ def test_several_controlnets(pipe):
         mixed(photo(), conditioning=["rgb"])
 
 
+def test_a_list_of_one_controlnet(pipe):
+    listed = BackToFrontPipeline(**pipe.components | {"controlnet": [pipe.controlnet]})
+    listed.set_progress_bar_config(disable=True)
+    expected, found = (each(photo(), generator=seeded(), output_type="latent").images for each in (pipe, listed))
+    assert isinstance(listed.controlnet, MultiControlNetModel) and torch.equal(found, expected)
+
+
 def test_another_size_than_the_recorded_one(pipe):
     for given in ({"height": 96}, {"width": 96}, {"height": 96, "width": 96}):
         result = pipe(photo(), num_inference_steps=1, **given)
@@ -866,7 +882,8 @@ def test_bfloat16_generates(pipe):
     for name in ("vae", "text_encoder", "unet", "controlnet"):
         getattr(pipe, name).to(torch.bfloat16)
     assert pipe(photo(), guidance_scale=2.0, output_type="np").images.shape == (1, 64, 40, 3)
-    assert pipe(photo(), output_type="pt", restore_size=True).images.shape == (1, 3, 80, 50)
+    plain, restored = (pipe(photo(), output_type="pt", restore_size=restore).images for restore in (False, True))
+    assert restored.shape == (1, 3, 80, 50) and restored.dtype == plain.dtype == torch.bfloat16
 
 
 def test_sharded_weights(tmp_path):
@@ -921,6 +938,8 @@ def test_a_folder_without_a_controlnet_takes_one(pipe, tmp_path):
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(tmp_path)
     loaded = BackToFrontPipeline.from_pretrained(tmp_path, controlnet=pipe.controlnet)
     assert loaded.controlnet is pipe.controlnet and torch.equal(latents_of(loaded), latents_of(pipe))
+    pipe.controlnet.save_pretrained(tmp_path / "controlnet")  # which the index does not name
+    assert BackToFrontPipeline.from_pretrained(tmp_path, controlnet=pipe.controlnet).controlnet is pipe.controlnet
 
 
 def test_from_pipe(pipe):

@@ -2,7 +2,7 @@
 
 import importlib.util
 import inspect
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from backshan_diffusers import (
     data,
     export,
 )
-from backshan_diffusers.objective import Objective
+from backshan_diffusers.objective import PRESETS, Objective
 from backshan_diffusers.training.config import STAGES, TrainingConfig
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +116,38 @@ def test_options_of_the_training_script():
     staged = {f"stages.{stage}.{name}" for stage in STAGES for name in of_stage | objective}
     names = of_run | of_stage | {f"model.{name}" for name in model} | objective | staged
     assert options_of(script.build_parser()) == {"-h", "--help", "--config", "--dry_run", *(f"--{n}" for n in names)}
+
+
+def test_presets_of_the_objective():
+    """Results are told by a preset's name, so that its values must not move under it."""
+    plain = {
+        "contrastive_weight": 0.0,
+        "contrastive_warmup_steps": 0,
+        "contrastive_anneal_steps": 0,
+        "contrast": "pairs",
+        "temperature": 1.0,
+        "learned_temperature": False,
+        "both_directions": False,
+        "features": "all",
+        "pooled": False,
+        "before_zero_convolutions": False,
+        "projection_width": 0,
+        "front_latents": "shared",
+        "front_gradient": True,
+        "timesteps": "item",
+        "same_group_negatives": False,
+        "min_snr_gamma": 0.0,
+        "noise_offset": 0.0,
+    }
+    middle = {"features": "mid", "pooled": True, "before_zero_convolutions": True}
+    negatives = {"contrastive_weight": 0.5, "contrast": "negatives", "temperature": 0.5}
+    pairs = {"contrastive_weight": 0.05, "contrastive_warmup_steps": 500, "temperature": 0.1, "both_directions": True}
+    assert {name: asdict(preset) for name, preset in PRESETS.items()} == {
+        "mse": plain,
+        "paper": plain | {"contrastive_weight": 1.0},
+        "dispersive": plain | middle | negatives,
+        "backshan": plain | middle | pairs | {"front_latents": "independent"},
+    }
 
 
 def test_load_pairs():

@@ -176,6 +176,7 @@ def test_shared_random_numbers_are_the_same_on_every_process():
 def test_timesteps_cover_the_schedule_evenly_in_no_order():
     timesteps = timestep_batch(10, 1000, torch.Generator().manual_seed(1)).tolist()
     assert sorted(t // 100 for t in timesteps) == list(range(10)) and timesteps != sorted(timesteps)
+    assert sorted(timestep_batch(100, 100, torch.Generator().manual_seed(1)).tolist()) == list(range(100))
     several = [timestep_batch(1, 1000, torch.Generator().manual_seed(seed)).item() for seed in range(50)]
     assert min(several) < 200 and max(several) > 800
 
@@ -257,6 +258,15 @@ def test_of_several_crops_the_one_with_most_detail_is_learned_from():
     assert top > 0.95  # one crop in two and a half holds nothing of the upper half, four of them nearly never
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_differences_to_the_right_and_downwards_are_detail(axis):
+    pairs = pair_arrays(200)
+    pairs.backs[:] = 90
+    pairs.backs[:, :32] += (100 * (np.indices((32, 64, 3))[axis] % 2)).astype(np.uint8)
+    crops = crop_batch(step_pairs(pairs, np.arange(200)), 16, {}, torch.Generator().manual_seed(0))["pixels"]
+    assert (crops[:200].std(dim=(1, 2, 3)) > 0).float().mean() > 0.95
+
+
 def test_crops_come_from_their_own_pictures():
     pairs = pair_arrays()
     crops = crop_batch(step_pairs(pairs, np.array([3, 6])), 16, {}, torch.Generator().manual_seed(0))["pixels"]
@@ -264,6 +274,17 @@ def test_crops_come_from_their_own_pictures():
     for crop, source in zip(crops, (pairs.backs[3], pairs.backs[6], pairs.fronts[3], pairs.fronts[6]), strict=True):
         windows = to_pixels(source[None])[0].unfold(1, 16, 1).unfold(2, 16, 1)
         assert (windows == crop[:, None, None]).all(dim=(0, 3, 4)).any()
+
+
+def test_crops_come_from_every_place_up_to_the_border():
+    pairs = pair_arrays(40)
+    crops = crop_batch(step_pairs(pairs, np.arange(40)), 63, {}, torch.Generator().manual_seed(0))["pixels"]
+    pictures = to_pixels(np.concatenate([pairs.backs, pairs.fronts]))
+    places = set()
+    for crop, picture in zip(crops, pictures, strict=True):
+        corners = [(top, left) for top in (0, 1) for left in (0, 1)]
+        places |= {(y, x) for y, x in corners if torch.equal(crop, picture[:, y : y + 63, x : x + 63])}
+    assert places == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 # --- whitening -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from backshan_diffusers.data import COLUMNS, Pairs, load_pairs
-from backshan_diffusers.data.wardrobe import DRAWING, HAIR_SIDE, OUTFIT_SIDES, RUN, SEEDS_PER_SPLIT, SPLITS, Wardrobe
+from backshan_diffusers.data.wardrobe import (
+    DRAWING,
+    HAIR_SIDE,
+    OUTFIT_SIDES,
+    RUN,
+    SEEDS_PER_SPLIT,
+    SPLITS,
+    Wardrobe,
+    describe,
+)
 from backshan_diffusers.data.wardrobe.canvas import FACE, GARMENT, HEAD, PERSON
 from backshan_diffusers.data.wardrobe.fabric import PATTERNS, Cloth
 from backshan_diffusers.data.wardrobe.outfit import (
@@ -117,6 +126,14 @@ def green_side(picture: np.ndarray) -> float:
     columns = np.nonzero((green > red + 40) & (green > blue + 40))[1]
     assert len(columns) >= 4, "nothing green was drawn"
     return columns.mean() / picture.shape[1] * 2 - 1
+
+
+def lopsided_side(canvas) -> int:
+    """The side of the picture, -1 or 1, on which there is more of a head below its crown than on the other."""
+    head = canvas.masks()[HEAD].astype(int)
+    columns = np.nonzero((head - head[:, ::-1])[14:] > 127)[1]
+    assert len(columns) > 5
+    return np.sign(columns.mean() - 63.5)
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> float:
@@ -344,6 +361,13 @@ def test_a_bag_changes_sides_between_the_views(bag, side):
     )
 
 
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_strap_runs_from_the_bag_over_the_other_shoulder(side):
+    pictures = paint_pair(128, *changed_outfit(bag="crossbody", bag_side=side, bag_cloth=GREEN))
+    shoulders = [canvas.picture()[29:36] for canvas in pictures]
+    assert [np.sign(green_side(rows)) for rows in shoulders] == [side, -side]
+
+
 @pytest.mark.parametrize("top", ["one-shoulder top", "evening dress"])
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_bare_shoulder_changes_sides_between_the_views(top, side):
@@ -381,6 +405,20 @@ def test_a_watch_changes_sides_between_the_views(side):
 
 
 @pytest.mark.parametrize("side", [-1, 1])
+def test_a_watch_shows_its_dial_from_behind_and_hides_under_a_long_sleeve(side):
+    def shown(**worn):
+        pairs = (paint_pair(128, *changed_outfit(**worn, watch=watch)) for watch in (0, side))
+        before, after = ([canvas.picture().astype(int) for canvas in pair] for pair in pairs)
+        return [new[np.abs(new - old).max(axis=2) > 40] for old, new in zip(before, after, strict=True)]
+
+    cream = [((pixels[:, 0] > 150) & (pixels[:, 0] - pixels[:, 2] > 20)).sum() for pixels in shown()]
+    assert cream[0] > 0 and cream[1] == 0
+    sleeves = {rolled: shown(top="sweatshirt", rolled_sleeve=rolled) for rolled in (-side, 0, side)}
+    assert {rolled for rolled, views in sleeves.items() if any(map(len, views))} == {side}
+    assert all(map(len, sleeves[side]))
+
+
+@pytest.mark.parametrize("side", [-1, 1])
 def test_a_rolled_sleeve_changes_sides_between_the_views(side):
     without = paint_pair(128, *changed_outfit(top="sweatshirt"))
     rolled = paint_pair(128, *changed_outfit(top="sweatshirt", rolled_sleeve=side))
@@ -395,11 +433,38 @@ def test_a_rolled_sleeve_changes_sides_between_the_views(side):
 @pytest.mark.parametrize("side", [-1, 1])
 def test_lopsided_hair_changes_sides_between_the_views(hair, side):
     back, front = paint_pair(128, *changed_person(hair=hair, hair_side=side))
-    for sign, canvas in ((-1, back), (1, front)):
-        head = canvas.masks()[HEAD].astype(int)
-        lopsided = np.nonzero((head - head[:, ::-1])[14:] > 127)[1]
-        assert len(lopsided) > 5
-        assert np.sign(lopsided.mean() - 63.5) == sign * side
+    assert (lopsided_side(back), lopsided_side(front)) == (-side, side)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_ponytail_hangs_to_one_side_and_the_neck_hides_it_from_the_front(side):
+    back, _ = paint_pair(128, *changed_person(hair="ponytail", hair_side=side))
+    assert lopsided_side(back) == -side
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_parting_changes_sides_between_the_views(side):
+    """The front's hairline is highest at the parting; from behind the skin shows in it."""
+    parted = changed_person(hair="side parting", hair_side=side, hair_cloth=Cloth((20, 20, 20)), skin=GREEN)
+    back, front = paint_pair(256, *parted)
+    face = front.masks()[FACE]
+    highest = face[np.nonzero(face.any(axis=1))[0][0]]
+    assert np.sign(np.nonzero(highest)[0].mean() - 127.5) == side
+    assert np.sign(green_side(back.picture()[:30])) == -side  # above the ears
+
+
+@pytest.mark.parametrize(("side", "name"), [(-1, "right"), (0, "none"), (1, "left")])
+def test_labels_name_the_wearers_side_and_the_pictures_side_of_the_light(side, name):
+    outfit, person, scene = changed_outfit(
+        bag="handbag", bag_side=side, bare_shoulder=side, hem_drop=0.05 * side, rolled_sleeve=side, watch=side
+    )
+    light = side or 1
+    person, scene = dataclasses.replace(person, hair_side=light), dataclasses.replace(scene, light_side=light)
+    labels = describe(outfit, person, scene)
+    for label in ("bag_side", "bare_shoulder", "longer_hem", "rolled_sleeve", "watch"):
+        assert labels[label] == name
+    assert labels["hair_side"] == {-1: "right", 1: "left"}[light]
+    assert labels["light_from"] == {-1: "left of the picture", 1: "right of the picture"}[light]
 
 
 @pytest.mark.parametrize("light", [-1, 1])

@@ -49,10 +49,7 @@ class LpcPairs(StoredPairs):
 def _opacity(file: Encoded, side: int) -> Image.Image:
     with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as picture:
         opacity = picture.convert("RGBA").getchannel("A")
-    letterbox = Letterbox(opacity.size, side)
-    mask = Image.new("L", (side, side))
-    mask.paste(opacity.resize(letterbox.content_size, Image.Resampling.LANCZOS), letterbox.box[:2])
-    return mask
+    return Letterbox(opacity.size, side).apply_to_mask(opacity)
 
 
 def _folder(layer: str) -> str:

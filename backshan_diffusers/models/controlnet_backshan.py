@@ -60,8 +60,9 @@ class BackshanControlNetModel(ControlNetModel):
         mirror (`bool`, defaults to `True`): whether the back picture is flipped left-right, which lays its
             silhouette on the front's.
         image_size (`int`, defaults to 512): side in pixels of the square picture the model was trained on.
-        canny_low_threshold (`int`, defaults to 100): lower hysteresis threshold of the edge detector, 0 to 255.
-        canny_high_threshold (`int`, defaults to 200): upper hysteresis threshold of the edge detector, 0 to 255.
+        canny_low_threshold (`int`, defaults to 100): lower hysteresis threshold of the edge detector, in 8-bit grey
+            levels of the gradient's absolute values in both directions added.
+        canny_high_threshold (`int`, defaults to 200): the upper one, in the same unit.
         default_prompt (`str`): the prompt used where a call names none.
         default_guidance_scale (`float`, defaults to 7.5): guidance where a call names none; 1 switches it off.
         default_num_inference_steps (`int`, defaults to 50): denoising steps where a call names none.

@@ -144,7 +144,8 @@ class BackToFrontPipeline(StableDiffusionControlNetPipeline):
         """The parent's; but where a ControlNet's own config says what it reads, our class is named to load it."""
         config = super().load_config(pretrained_model_name_or_path, **kwargs)
         file = Path(pretrained_model_name_or_path, "controlnet", BackshanControlNetModel.config_name)
-        if isinstance(config, dict) and file.is_file() and config["controlnet"][1] == ControlNetModel.__name__:
+        is_stock = isinstance(config, dict) and config.get("controlnet") == ["diffusers", ControlNetModel.__name__]
+        if is_stock and file.is_file():
             own_config = json.loads(file.read_text(encoding="utf-8"))
             if records_conditioning(own_config):
                 config["controlnet"] = [__name__, BackshanControlNetModel.__name__]
@@ -249,7 +250,7 @@ class BackToFrontPipeline(StableDiffusionControlNetPipeline):
                 kwargs[name] = value
         images, nsfw_content_detected = super().__call__(
             prompt=_for_each(prompt, count, "prompt"),
-            image=controls if len(nets) > 1 else controls[0],
+            image=controls if isinstance(self._controlnet(), MultiControlNetModel) else controls[0],
             negative_prompt=_for_each(negative_prompt, count, "negative_prompt"),
             num_images_per_prompt=num_images_per_prompt,
             prompt_embeds=_for_each(prompt_embeds, count, "prompt_embeds"),
@@ -332,8 +333,11 @@ class BackToFrontPipeline(StableDiffusionControlNetPipeline):
                 "latents cannot be resized to a picture's size: drop restore_size or choose another output_type."
             )
 
+    def _controlnet(self) -> ControlNetModel | MultiControlNetModel:
+        return self.controlnet._orig_mod if is_compiled_module(self.controlnet) else self.controlnet
+
     def _nets(self) -> list[ControlNetModel]:
-        controlnet = self.controlnet._orig_mod if is_compiled_module(self.controlnet) else self.controlnet
+        controlnet = self._controlnet()
         return list(controlnet.nets) if isinstance(controlnet, MultiControlNetModel) else [controlnet]
 
     def _side(self, height: int | None, width: int | None) -> int:

@@ -200,8 +200,7 @@ def kept_cells(faces: np.ndarray, factor: int) -> torch.Tensor:
     Returns:
         `B x 1 x S/factor x S/factor` float32.
     """
-    covered = torch.from_numpy(faces)[:, None].float()
-    return 1 - torch.nn.functional.max_pool2d(covered, factor)
+    return 1 - cell_weights(faces.astype(np.float32), factor)
 
 
 def noise_batch(objective: Objective, latents: torch.Tensor, generator: torch.Generator) -> dict:

@@ -39,8 +39,8 @@ from .config import ConfigError
 SHARD = 256
 """Pictures whose latents are computed and kept together."""
 
-ENCODED_AT_ONCE = 8
-"""Pictures that go through the autoencoder together: what fits where a training batch does."""
+AT_ONCE = 8
+"""Pictures that go through a model together where nothing is trained: what fits where a training batch does."""
 
 LEFTOVER_AGE = 24 * 60 * 60
 """Seconds after which an unfinished file belongs to a run that was killed and has not come back."""
@@ -89,6 +89,7 @@ def cache_pairs(
         PairsError: if more than a few pairs cannot be read, or a pair lacks one of the masks.
         FaceDetectorMissing: if a front has no face mask, and no detector is installed.
     """
+    masks = [name for name in MASKS if name in masks]  # one cache, in whatever order they are asked for
     key = _key("pairs-3", rows.key, masking_key(mask_face), *masks)
     names = ["backs", "fronts", "groups", *masks] + ["faces"] * (mask_face != "none")
     paths = {name: folder / f"{key}-{name}.npy" for name in names} | {"attributes": _attributes_path(folder, key)}
@@ -189,8 +190,8 @@ class _UnfinishedPairs:
     def __init__(self, paths: dict[str, Path], size: int):
         self.paths = paths
         self.pending = {name: path.with_suffix(".tmp") for name, path in paths.items() if path.suffix == ".npy"}
-        self.row_shapes = {name: shape for name, shape in _row_shapes(size).items() if name in paths}
-        del self.row_shapes["groups"]
+        shapes = _row_shapes(size)
+        self.row_shapes = {name: shapes[name] for name in self.pending if name != "groups"}
         self.chunks = self._read_journal()
         lines = [json.dumps(chunk) + "\n" for chunk in self.chunks]
         self.pending["groups"].write_text("".join(lines), encoding="utf-8")
@@ -336,8 +337,8 @@ def _is_whole(path: Path) -> bool:
 @torch.no_grad()
 def encode(pictures: np.ndarray, vae: AutoencoderKL) -> torch.Tensor:
     """Scaled latents of `N x S x S x 3` uint8 pictures, on the CPU: `N x C x H x W` float32, the posterior's mean."""
-    starts = range(0, len(pictures), ENCODED_AT_ONCE)
-    batches = [to_pixels(pictures[start : start + ENCODED_AT_ONCE]).to(vae.device, vae.dtype) for start in starts]
+    starts = range(0, len(pictures), AT_ONCE)
+    batches = [to_pixels(pictures[start : start + AT_ONCE]).to(vae.device, vae.dtype) for start in starts]
     means = torch.cat([vae.encode(batch).latent_dist.mean.float().cpu() for batch in batches])
     return means * vae.config.scaling_factor
 

@@ -15,6 +15,7 @@ from ..pipelines import BackToFrontPipeline
 from .batches import StepPairs, StepSampler
 from .caching import PairArrays
 from .config import TrainingConfig
+from .order import RandomOrder
 from .run import TrainingRun
 from .savings import optimizer_bytes, save_activations
 from .stages import Batch, StageModule
@@ -69,6 +70,9 @@ class Rehearsal(TrainingRun):
     def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
         return torch.zeros(2, pipeline.tokenizer.model_max_length, pipeline.unet.config.cross_attention_dim)
 
+    def _order(self, config, pairs: PairArrays) -> RandomOrder:
+        return RandomOrder(len(pairs.backs))  # there are no labels by which they could be alike
+
 
 def rehearse(config: TrainingConfig) -> RunNeeds:
     """Open what the run begins with, check its source, and count; nothing is trained, drawn or written.
@@ -92,7 +96,7 @@ def rehearse(config: TrainingConfig) -> RunNeeds:
 
 def _needs(run: Rehearsal, name: str, pipeline: BackToFrontPipeline) -> StageNeeds:
     config = run.config.stage(name)
-    module, make_batch = run.build_stage(name, pipeline, _blank_pairs(pipeline, config.batch_size))
+    module, make_batch = run.build_stage(name, pipeline, _blank_pairs(pipeline, config))
     module.to("meta")
     if config.gradient_checkpointing:
         save_activations(module)
@@ -122,9 +126,12 @@ def step_flops(module: StageModule, batch: Batch, config: TrainingConfig) -> int
     return counter.get_total_flops() * config.gradient_accumulation_steps
 
 
-def _blank_pairs(pipeline: BackToFrontPipeline, count: int) -> PairArrays:
-    pictures = np.zeros((count, *2 * [pipeline.controlnet.config.image_size], 3), dtype=np.uint8)
-    return PairArrays(pictures, pictures, np.arange(count), "blank")
+def _blank_pairs(pipeline: BackToFrontPipeline, config: TrainingConfig) -> PairArrays:
+    """A batch of black pictures whose masks are empty."""
+    count, side = config.batch_size, pipeline.controlnet.config.image_size
+    pictures = np.zeros((count, side, side, 3), dtype=np.uint8)
+    masks = dict.fromkeys(config.focus(), np.packbits(np.zeros((count, side, side), dtype=bool), axis=-1))
+    return PairArrays(pictures, pictures, np.arange(count), "blank", masks=masks)
 
 
 def _on_meta(batch: Batch) -> Batch:

@@ -19,7 +19,20 @@ from .lora import add_lora
 from .scratch import OPPONENT_COLOURS
 
 Batch = dict[str, torch.Tensor]
+"""What a micro-batch of `B` pairs holds, by name; `S` is a picture's or crop's side in px, `h` that of its latents.
+
+    every stage         items `B` int64; noise, of the shape of the latents
+    vae                 pixels `2B x 3 x S x S` in [-1, 1], weights `2B x 1 x S x S`
+    all other stages    latents `B x C x h x h`, prompts `B x T x E`, timesteps `B` int64; weights `B x 1 x h x h`
+                        where not all cells count alike
+    controlnet, joint   back_control `B x 3 or 6 x S x S` in [0, 1]
+    with a comparison   shown `B` bool, groups `B` int64, contrastive_weight, a scalar; where fronts are compared
+                        front_control, as back_control, and for some choices of their latents front_noise and
+                        back_latents, as noise and latents
+"""
+
 Terms = dict[str, torch.Tensor]
+"""Scalars by name; `loss` is minimised, the others are watched."""
 
 
 class StageModule(nn.Module):

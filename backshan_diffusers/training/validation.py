@@ -15,12 +15,9 @@ from ..data.checking import read_usable
 from ..evaluation.metrics import colour_difference, ssim
 from ..pictures import picture_sheet, save_picture
 from ..pipelines import BackToFrontPipeline
-from .caching import PairArrays, to_pixels
+from .caching import AT_ONCE, PairArrays, to_pixels
 
 SHEET_ROWS = 8
-
-AT_ONCE = 8
-"""Pictures that go through a model together: what fits where a training batch does."""
 
 
 @torch.no_grad()

@@ -182,10 +182,9 @@ class Cloth:
             self._tables[key] = np.ascontiguousarray(bytes_last).view(np.uint32).ravel()
         return self._tables[key]
 
-    def steps(self, across: np.ndarray, along: np.ndarray) -> np.ndarray | None:
-        """The pattern step at integer cloth coordinates (broadcast to h x w), None for plain cloth."""
-        function = PATTERNS[self.pattern][0]
-        return None if function is None else function(across, along, self.period)
+    def steps(self, across: np.ndarray, along: np.ndarray) -> np.ndarray:
+        """The pattern step at integer cloth coordinates (broadcast to h x w) of cloth that is not plain."""
+        return PATTERNS[self.pattern][0](across, along, self.period)
 
     def dark(self, percent: int = 60) -> RGB:
         """The colour of its outlines and seams."""

@@ -121,7 +121,7 @@ def paint_top(view: View) -> None:
         if view.is_front and outfit.top_spec.opens and neck in ("v", "deep v"):
             _paint_inner(view)
         view.part(trunk_outline(view, spec, neck), outfit.top_cloth, roundness=ROUND_TRUNK, cast=cast)
-        if neck in STRAPLESS or neck == "one shoulder":
+        if neck in STRAPLESS:
             _paint_straps(view, neck)
         elif spec.collar == "none" and neck in NECKLINES and spec.sleeve > 0:
             view.line(_neckline(view, neck)[1:-1], outfit.top_cloth.dark(76), 0.006)
@@ -195,8 +195,6 @@ def paint_sleeve(view: View, side: int) -> None:
 
 
 def _paint_straps(view: View, neck: str) -> None:
-    if neck == "one shoulder":
-        return
     x, rgb = view.figure.shoulder * 0.52, view.outfit.top_cloth.dark(88)
     for side in (-1, 1):
         view.line([(side * x, 0.2), (side * x * 1.02, STRAPLESS[neck])], rgb, 0.008, CLOTH_LABEL)
