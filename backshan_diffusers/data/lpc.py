@@ -8,8 +8,7 @@ from typing import ClassVar
 
 from PIL import Image
 
-from ..pictures import Letterbox
-from .stored import Encoded, StoredPairs, open_stored
+from .stored import Encoded, StoredPairs, lay_mask, open_stored
 from .tables import PictureTable, find_tables
 
 PERSON_LAYERS = ("body", "head", "eyes", "hair")
@@ -41,7 +40,7 @@ class LpcTable(PictureTable):
 class LpcPairs(StoredPairs):
     """Where a picture is not transparent is the person."""
 
-    def masks(self, files: Mapping[str, Encoded]) -> dict[str, Image.Image]:
+    def masks(self, position: int, files: Mapping[str, Encoded]) -> dict[str, Image.Image]:
         """The person masks; nothing else is known of a pixel."""
         return {f"{view}_person": _opacity(file, self.size) for view, file in files.items()}
 
@@ -49,10 +48,7 @@ class LpcPairs(StoredPairs):
 def _opacity(file: Encoded, side: int) -> Image.Image:
     with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as picture:
         opacity = picture.convert("RGBA").getchannel("A")
-    letterbox = Letterbox(opacity.size, side)
-    mask = Image.new("L", (side, side))
-    mask.paste(opacity.resize(letterbox.content_size, Image.Resampling.LANCZOS), letterbox.box[:2])
-    return mask
+    return lay_mask(opacity, side)
 
 
 def _folder(layer: str) -> str:

@@ -19,6 +19,7 @@ COLUMNS = (
 )
 
 VIEWS = ("back", "front")
+MASKS = tuple(name for name in COLUMNS if name.endswith(("_person", "_garments", "_head", "_face")))
 SPLITS = ("train", "validation", "test")
 
 TOLERATED_SHARE = 0.05

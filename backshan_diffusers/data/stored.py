@@ -95,10 +95,15 @@ class StoredPairs:
             except (PictureError, OSError) as error:
                 raise UnreadablePairError(item_id, f"its {view} cannot be read, {str(error).rstrip('.')}") from error
             row[view] = Letterbox(picture.size, self.size).apply(picture)
-        return row | self.masks(files)
+        return row | self.masks(position, files)
 
-    def masks(self, files: Mapping[str, Encoded]) -> dict[str, Image.Image]:
-        """Those masks that the files of the two views hold, by their column; here none."""
+    def masks(self, position: int, files: Mapping[str, Encoded]) -> dict[str, Image.Image]:
+        """The masks that there are of a pair of the store, by their column; here none.
+
+        Args:
+            position: in the store.
+            files: of the two views.
+        """
         return {}
 
     def __repr__(self) -> str:
@@ -190,6 +195,14 @@ def _rows(store: Store, catalogue: _Catalogue, members: Sequence[int], key: str,
     )
     key = f"{reader.__name__} {key} {size} {store.key}"
     return reader(store, size, key, kept, [catalogue.group_ids[member] for member in kept], findings)
+
+
+def lay_mask(mask: Image.Image, side: int) -> Image.Image:
+    """A mask of a whole picture, laid as [`Letterbox`] lays that picture; the padding is outside."""
+    letterbox = Letterbox(mask.size, side)
+    square = Image.new("L", (side, side))
+    square.paste(mask.resize(letterbox.content_size, Image.Resampling.LANCZOS), letterbox.box[:2])
+    return square
 
 
 def files_key(root: Path, files: Sequence[Path]) -> str:
