@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,14 @@ def model_card(folder: Path, repo_id: str, license: str | None = None) -> str:
     return str(card)
 
 
-def dataset_card(splits: Mapping[str, tuple[int, int]], size: int, source: str, repo_id: str, license: str) -> str:
+def dataset_card(
+    splits: Mapping[str, tuple[int, int]], masks: Sequence[str], size: int, source: str, repo_id: str, license: str
+) -> str:
     """The card of pairs.
 
     Args:
         splits: pairs and groups of each split.
+        masks: columns that there are of them.
         size: side of the pictures in px.
         source: name of the source they were read from.
         repo_id: where they go.
@@ -107,11 +110,10 @@ def dataset_card(splits: Mapping[str, tuple[int, int]], size: int, source: str, 
         size=size,
         source=source,
         splits="\n".join(lines),
-        masks="The columns that end with `_person`, `_garments`, `_head` and `_face` are masks (0 outside, 255 inside)."
-        if drawn
+        masks=f"The columns {', '.join(f'`{mask}`' for mask in masks)} are masks (0 outside, 255 inside)."
+        if masks
         else "",
-        repo_id=repo_id,
-        first_split=next(iter(splits)),
+        how_to_read=f"```python{_reading(repo_id, next(iter(splits)), size)}```",
         people="All pictures were drawn by code: there is no person behind them."
         if drawn
         else "Pictures of people are personal: only those of people who consented belong here.",
@@ -250,7 +252,7 @@ front = pipe("{config["default_prompt"]}", image=control, {_settings(config)}).i
 
 def _ways_of_a_controlnet(repo_id: str, config: Mapping[str, Any], base: str | None) -> str:
     if base is None:
-        base = USUAL_BASE if config["cross_attention_dim"] == WIDTH_OF_ITS_PROMPTS else "THE/BASE-MODEL-IT-WAS-MADE-FOR"
+        base = USUAL_BASE if config["cross_attention_dim"] == WIDTH_OF_ITS_PROMPTS else "OWNER/ITS-BASE-MODEL"
     stock = f"""{_control(config, "ControlNetModel, StableDiffusionControlNetPipeline")}
 
 controlnet = ControlNetModel.from_pretrained("{repo_id}")
@@ -276,6 +278,15 @@ front = pipe("back.png").images[0]
 """
 
 
+def _reading(repo_id: str, split: str, size: int) -> str:
+    return f"""
+from backshan_diffusers.data import load_pairs
+from backshan_diffusers.hub import pull_pairs
+
+pairs = load_pairs("folder", path=pull_pairs("{repo_id}"), split="{split}", size={size})
+"""
+
+
 def _settings(config: Mapping[str, Any]) -> str:
     steps, guidance = config["default_num_inference_steps"], config["default_guidance_scale"]
     return f"num_inference_steps={steps}, guidance_scale={guidance}"
@@ -283,7 +294,7 @@ def _settings(config: Mapping[str, Any]) -> str:
 
 def _control(config: Mapping[str, Any], classes: str) -> str:
     """Code that imports classes of diffusers, and makes the control picture of a square back without this package."""
-    parts = config["conditioning"].split("+")
+    parts, side = config["conditioning"].split("+"), config["image_size"]
     edges = f"cv2.Canny(back, {config['canny_low_threshold']}, {config['canny_high_threshold']})"
     channels = {"rgb": "back", "canny": f"np.repeat({edges}[:, :, None], 3, axis=2)"}
     flip = "[:, ::-1]" if config["mirror"] else ""
@@ -294,7 +305,7 @@ def _control(config: Mapping[str, Any], classes: str) -> str:
         "import torch",
         f"from diffusers import {classes}",
         "",
-        f'picture = PIL.Image.open("back.png").convert("RGB").resize(({config["image_size"]}, {config["image_size"]}))',
+        f'picture = PIL.Image.open("back.png").convert("RGB").resize(({side}, {side}))',
         f"back = np.ascontiguousarray(np.asarray(picture){flip})",
         f"control = np.concatenate([{', '.join(channels[part] for part in parts)}], axis=2)",
         "control = torch.from_numpy(control).permute(2, 0, 1)[None].float() / 255",

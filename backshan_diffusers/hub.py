@@ -44,7 +44,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from . import MINI, __version__, cards
 from .data import load_pairs
-from .data.tables import write_tables
+from .data.tables import masks_of, write_tables
 from .models.controlnet_backshan import records_conditioning
 from .pipelines.folder_check import INDEX, PICKLES, check_folder, components, without_origin
 from .remote_code import sources
@@ -103,31 +103,32 @@ class Model:
     Args:
         folder: of the pipeline.
         origin: in words.
+        is_choice: whether the name could have stood for another place too.
     """
 
     folder: Path
     origin: str
+    is_choice: bool
 
 
-def find_model(name: str, revision: str | None = None) -> Model:
-    """What a name stands for: a folder, or else the embedded `mini`, or else a repository, which is downloaded.
+def find_model(name: str) -> Model:
+    """What a name stands for: a folder, or else a repository, which is downloaded, or else the embedded `mini`.
 
-    The embedded model has a name without a slash, which no repository has that anybody may make; a folder of that
-    name wins if it is a pipeline's.
+    `mini` has no slash, as a repository's id has; a folder of that name wins if it is a pipeline's.
 
     Raises:
         HubError: if there is nothing of that name, or it cannot be downloaded.
     """
     if name == "mini" and not os.path.isfile(os.path.join(name, INDEX)):
-        return Model(Path(MINI), "the embedded mini")
+        return Model(Path(MINI), "the embedded mini", True)
     if os.path.isdir(name):
-        return Model(Path(name), f"the folder {name}")
+        return Model(Path(name), f"the folder {name}", name == "mini" or _may_be_repo_id(name))
     if not _may_be_repo_id(name):
         raise HubError(
             f"the model folder {name} does not exist: give the folder of a saved pipeline, a Hub repo id, or mini."
         )
-    folder = pull(name, revision)
-    return Model(folder, f"the Hub repository {name} at {folder.name[:7]}")
+    folder = pull(name)
+    return Model(folder, f"the Hub repository {name} at {folder.name[:7]}", True)
 
 
 def pull(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
@@ -311,7 +312,7 @@ def push_pairs(
         for split, count in splits.items():
             pairs = load_pairs(source, split=split, size=size, count=count, path=path)
             counts[split] = write_tables(pairs, split, Path(folder))
-        card = cards.dataset_card(counts, size, source, repo_id, license)
+        card = cards.dataset_card(counts, masks_of(pairs), size, source, repo_id, license)
         files = {f"data/{table.name}": table for table in sorted(Path(folder).glob("*.parquet"))}
         files[CARD] = card.encode()
         return _push(repo_id, "dataset", files, private, revision, token, "Push pairs of backshan_diffusers", False)

@@ -10,12 +10,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import shutil
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +38,7 @@ class Fault:
     Args:
         method: of the request.
         path: regular expression that is found in its path.
-        kind: `500`; `stall`, that is no answer; `drop`, the connection is closed amid the request's body; `lost`, all
+        kind: a status code; `stall`, that is no answer; `drop`, the connection is closed amid the request's body; `lost`, all
             is done and the connection is closed before the answer; `cut`, half of the answer's body is sent.
         times: how many requests meet it.
     """
@@ -125,8 +122,10 @@ class Hub:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, bool]] = []
         """Method, path, and whether a token came along."""
-        self.received = 0
-        """Bytes of LFS objects."""
+        self.unknown: list[str] = []
+        """What was asked for and is no part of a Hub."""
+        self.ranges: list[str] = []
+        """Parts of files that were asked for."""
         self.stopping = threading.Event()
         self.lock = threading.RLock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
@@ -245,8 +244,8 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         try:
-            if self.fault.kind == "500":
-                raise RefusedError(500, "", "out of order")
+            if self.fault.kind.isdecimal():
+                raise RefusedError(int(self.fault.kind), "", "out of order")
             if token and self.user is None:
                 raise RefusedError(401, "", "Invalid credentials in Authorization header")
             self.route()
@@ -263,6 +262,7 @@ class Handler(BaseHTTPRequestHandler):
             if self.command == method and (match := pattern.fullmatch(self.path_only)):
                 action(self, *(part if part is None else unquote(part) for part in match.groups()))
                 return
+        self.hub.unknown.append(f"{self.command} {self.path}")
         raise RefusedError(404, "EntryNotFound", f"no such place: {self.command} {self.path_only}")
 
     # reading and answering
@@ -312,6 +312,7 @@ class Handler(BaseHTTPRequestHandler):
         size, start, status = path.stat().st_size, 0, 200
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             start, status = int(wanted[1]), 206
+            self.hub.ranges.append(wanted[0])
             end = min(int(wanted[2]) + 1, size) if wanted[2] else size
             headers = {**headers, "Content-Range": f"bytes {start}-{end - 1}/{size}"}
         else:
@@ -369,7 +370,8 @@ class Handler(BaseHTTPRequestHandler):
                 return
             repo = self.hub.repos[kind, name] = Repo(wanted.get("visibility") == "private")
             attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE_SUFFIXES)
-            self.hub.commit(repo, "main", "initial commit", {".gitattributes": self.hub.keep(attributes.encode(), False)})
+            first = {".gitattributes": self.hub.keep(attributes.encode(), False)}
+            self.hub.commit(repo, "main", "initial commit", first)
         self.answer_json({"url": url, "name": name, "id": name})
 
     def validate(self) -> None:
@@ -527,7 +529,6 @@ class Handler(BaseHTTPRequestHandler):
                 for piece in self.pieces():
                     digest.update(piece)
                     file.write(piece)
-                    self.hub.received += len(piece)
             if part is None and digest.hexdigest() != oid:
                 raise RefusedError(400, "", "the object is not what was announced")
             pending.replace(self.hub.blobs / (oid if part is None else f"{oid}.{part}"))
@@ -624,43 +625,3 @@ ROUTES = [
         ("GET", r"/cdn/(\w+)", Handler.cdn),
     )
 ]
-
-
-def environment(hub: Hub, home: Path, **more: str | None) -> dict[str, str]:
-    """Of a process that talks to this Hub, and of which no Hub was ever asked anything before.
-
-    Args:
-        hub: the server.
-        home: folder of the process's caches and of its token.
-        more: further variables; those that are `None` are taken out.
-    """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    ours = {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home),
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "OMP_NUM_THREADS": "1",
-        "NO_PROXY": "localhost,127.0.0.1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    return {name: value for name, value in {**kept, **ours, **more}.items() if value is not None}
-
-
-def start_client(hub: Hub, home: Path, code: str, *arguments: str, **more: str | None) -> subprocess.Popen:
-    """A Python process that runs `code` with the Hub as its Hub; see [`environment`]."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=environment(hub, home, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run_client(hub: Hub, home: Path, code: str, *arguments: str, **more: str | None) -> subprocess.CompletedProcess:
-    """As [`start_client`], and wait for its end."""
-    process = start_client(hub, home, code, *arguments, **more)
-    out, error = process.communicate(timeout=280)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, error)

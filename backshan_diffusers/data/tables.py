@@ -227,6 +227,12 @@ TABLE_BYTES = 400e6
 """What a parquet file holds at most, about: it is read in one piece by those who look at it on the Hub."""
 
 
+def masks_of(pairs: Pairs) -> list[str]:
+    """The masks that the first readable pair has, by their columns."""
+    first = next(_readable(pairs, []), {})
+    return [mask for mask in MASKS if first.get(mask) is not None]
+
+
 def write_tables(pairs: Pairs, split: str, folder: Path) -> tuple[int, int]:
     """Write pairs as `SPLIT-00000-of-0000N.parquet`, their pictures and masks as PNG.
 
@@ -240,7 +246,7 @@ def write_tables(pairs: Pairs, split: str, folder: Path) -> tuple[int, int]:
         PairsError: if a label has values of several types, or more than a few pairs cannot be read.
     """
     datasets = _library()
-    names = ("item_id", "group_id", *VIEWS, *(mask for mask in MASKS if next(_readable(pairs, []))[mask] is not None))
+    names = ("item_id", "group_id", *VIEWS, *masks_of(pairs))
     kinds = {name: datasets.Value("string") for name in ("item_id", "group_id", "attributes")}
     kinds |= {name: datasets.Image() for name in names[2:]}
     skipped: list[Skipped] = []
@@ -251,7 +257,7 @@ def write_tables(pairs: Pairs, split: str, folder: Path) -> tuple[int, int]:
 
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         features = datasets.Features(kinds)
-        table = datasets.Dataset.from_generator(rows, features=features, cache_dir=cache, keep_in_memory=False)
+        table = datasets.Dataset.from_generator(rows, features=features, cache_dir=cache)
         refuse_too_many(skipped, len(pairs))
         labels = [json.loads(text) for text in table["attributes"]]
         table = table.remove_columns("attributes")
