@@ -51,8 +51,8 @@ from .remote_code import sources
 
 logger = logging.getLogger(__name__)
 
-MODEL_SUFFIXES = frozenset((".json", ".txt", ".model", ".safetensors"))
-"""Of the files of a component; no other one is pushed or pulled."""
+MODEL_FILE = re.compile(r".+\.(?:json|model|safetensors)|(?:merges|vocab)\.txt")
+"""Name of a file of a component; no other one is pushed or pulled."""
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -178,7 +178,7 @@ def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
     names = [INDEX]
     for component in components(index):
         inside = [name for name in listed if re.fullmatch(rf"{re.escape(component)}/[^/\\]+", name)]
-        safe = [name for name in inside if PurePosixPath(name).suffix in MODEL_SUFFIXES]
+        safe = [name for name in inside if MODEL_FILE.fullmatch(PurePosixPath(name).name)]
         if _has(inside, PICKLES) and not _has(inside, {".safetensors"}):
             raise HubError(
                 f"{repo_id} has the weights of {component} only as a pickle, which could run any code: ask its owner"
@@ -259,7 +259,7 @@ def _model_files(folder: Path) -> dict[str, Content]:
 
 
 def _of_model(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.suffix in MODEL_SUFFIXES and path.is_file()]
+    return [path for path in sorted(folder.iterdir()) if MODEL_FILE.fullmatch(path.name) and path.is_file()]
 
 
 def _without_origin(path: Path) -> Content:

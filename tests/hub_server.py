@@ -38,8 +38,8 @@ class Fault:
     Args:
         method: of the request.
         path: regular expression that is found in its path.
-        kind: a status code; `stall`, that is no answer; `drop`, the connection is closed amid the request's body; `lost`, all
-            is done and the connection is closed before the answer; `cut`, half of the answer's body is sent.
+        kind: a status code; `stall`, that is no answer; `drop`, the connection is closed amid the request's body;
+            `lost`, all is done and the connection is closed before the answer; `cut`, half of the answer is sent.
         times: how many requests meet it.
     """
 
