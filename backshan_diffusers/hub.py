@@ -237,6 +237,27 @@ def push(
     return _push(repo_id, "model", files, private, revision, token, message, create_pr)
 
 
+def push_while_training(
+    folder: Path, repo_id: str, report: Callable[[str], None], *, private: bool, revision: str | None = None
+) -> None:
+    """As [`push`], for a run that must not end because the network does: a failure is one sentence to `report`.
+
+    It waits for the end of the push, at most some minutes if the Hub does not answer. What a failed push has sent is
+    not sent again by the next one.
+
+    Args:
+        folder: of a pipeline that stays as it is until the push is done.
+        repo_id: of the repository, which is made if there is none.
+        report: is told what went wrong.
+        private: whether only its owner sees the repository.
+        revision: a branch, for a model that is not finished; by default `main`.
+    """
+    try:
+        push(folder, repo_id, private=private, revision=revision)
+    except (OSError, ValueError) as error:
+        report(f"{folder} was not pushed to {repo_id}: {error}")
+
+
 def _model_files(folder: Path) -> dict[str, Content]:
     """The files of a pipeline or of a ControlNet of ours, by their names in the repository."""
     if (folder / INDEX).is_file():
@@ -432,18 +453,19 @@ def _persistently(attempt: Callable[[], Result], repo_id: str, revision: str | N
     Raises:
         HubError: if it fails for another reason, or too often.
     """
-    for wait in (*WAITS_S, None):
+    waits = iter(WAITS_S)
+    while True:
         try:
             with _no_endless_silence():
                 return attempt()
         except HubError:
             raise
-        except Exception as error:
+        except Exception as error:  # of huggingface_hub, httpx2 and hf_xet, which wrap each other's
+            wait = next(waits, None)
             if wait is None or not _may_pass(error):
                 raise _in_words(error, repo_id, revision) from error
             logger.warning("the Hub failed (%s): trying again in %d s.", _first_line(error), wait)
-            time.sleep(wait)
-    raise AssertionError("unreachable")
+        time.sleep(wait)
 
 
 @contextmanager

@@ -143,8 +143,8 @@ class Clients:
 
     def stop(self) -> None:
         """No further ones."""
-        self.nursery.stdin.close()
-        self.nursery.wait(60)
+        self.nursery.kill()
+        self.nursery.communicate()
 
     def _ask(self, command: dict) -> str:
         self.nursery.stdin.write(json.dumps(command) + "\n")

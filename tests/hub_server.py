@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -128,8 +129,7 @@ class Hub:
         """Parts of files that were asked for."""
         self.stopping = threading.Event()
         self.lock = threading.RLock()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
-        self.server.daemon_threads = True
+        self.server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.cdn = f"http://localhost:{self.server.server_port}"  # another origin, which gets no token
 
@@ -207,6 +207,17 @@ def files_in_shard(shard: bytes) -> Iterator[tuple[str, str]]:
         if flags & 1 << 30:
             yield words(place), name
             place += 48
+
+
+class Server(ThreadingHTTPServer):
+    """One thread for each connection."""
+
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Clients that are killed break their connections off, which is nothing to tell of; other errors are."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -38,7 +38,7 @@ np.save(sys.argv[1], picture)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with Hub(tmp_path_factory.mktemp("hub") / "server", part_size=100_000) as server:
+    with Hub(tmp_path_factory.mktemp("hub") / "server", part_size=150_000) as server:
         yield server
 
 
@@ -160,22 +160,40 @@ def test_too_many_failures_are_said_and_nothing_is_visible(server, clients, tiny
     assert server.asked("POST", "/org/never/commit/") == 4
 
 
+def test_a_run_does_not_end_with_the_network(server, clients, tiny_folder, tmp_path):
+    code = (
+        IMPATIENT
+        + """
+import sys
+from pathlib import Path
+for folder in (sys.argv[1], sys.argv[2]):
+    hub.push_while_training(Path(folder), "org/training", print, private=True, revision="steps")
+"""
+    )
+    server.faults.append(Fault("POST", "/commit/", "drop", 100))
+    out = clients.run(code, tiny_folder, tmp_path).checked().out
+    assert f"{tiny_folder} was not pushed to org/training: the Hub does not answer as it should (" in out
+    assert f"{tmp_path} was not pushed to org/training: {tmp_path} has no model_index.json" in out
+    server.faults.clear()
+    assert clients.run(code, tiny_folder, tiny_folder).checked().out == ""
+    assert model_of(server.files("org/training", "steps")) == on_disk(tiny_folder)
+    assert list(server.files("org/training")) == [".gitattributes"]
+
+
 def test_a_push_that_was_killed_goes_on(server, clients, model):
-    for number, part in enumerate(("unet", "vae", "controlnet")):
-        component = getattr(tiny_pipeline(seed=50 + number), part)
-        component.save_pretrained(model / part)
-    before = server.asked("PUT", "lfs")
-    server.faults += [Fault("PUT", "lfs", "none", 2), Fault("PUT", "lfs", "stall", 100)]
+    for part in ("unet", "vae", "controlnet"):
+        getattr(tiny_pipeline(seed=50), part).save_pretrained(model / part)
+    before = server.asked("POST", "/lfs-verify")
+    server.faults.append(Fault("PUT", "/lfs-part/", "stall", 100))  # the U-Net's, which is the only large one
     number = clients.start(PUSH, model, "org/killed")
-    wait_until(lambda: server.faults[1].times < 99)
+    wait_until(lambda: server.faults[0].times < 100 and server.asked("POST", "/lfs-verify") == before + 2)
     clients.kill(number)
     assert list(server.files("org/killed")) == [".gitattributes"]
     server.faults.clear()
-    all_parts = server.asked("PUT", "lfs") - before
-    before = server.asked("PUT", "lfs")
+    whole = server.asked("PUT", "/lfs/")
     clients.run(PUSH, model, "org/killed").checked()
+    assert server.asked("PUT", "/lfs/") == whole  # what was complete is not sent again
     assert model_of(server.files("org/killed")) == on_disk(model)
-    assert 0 < server.asked("PUT", "lfs") - before < all_parts
     assert len(server.repo("org/killed").history()) == 2
 
 
@@ -732,6 +750,27 @@ def test_the_order_in_which_a_name_is_looked_for(tiny_folder, tmp_path, monkeypa
     shutil.copytree(tiny_folder, tmp_path / "org/repo")
     assert hub.find_model("org/repo") == hub.Model(Path("org/repo"), "the folder org/repo", True)
     assert not hub.find_model(str(tmp_path / "org/repo")).is_choice
+
+
+def test_the_page_about_the_hub(server, clients, tmp_path, tiny_folder, datasets_cache):
+    """Its code runs from top to bottom, against this Hub."""
+    page = Path(__file__).parents[1] / "docs/hub.md"
+    found = re.findall(r"^<!-- not run: .+ -->\n```(\w+)\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
+    shutil.copytree(tiny_folder, clients.folder / "runs/mini/joint/pipeline")
+    (clients.folder / "pairs/train").mkdir(parents=True)
+    for row in load_pairs("wardrobe", split="train", size=64, count=2):
+        for view in ("back", "front"):
+            row[view].save(clients.folder / f"pairs/train/{row['item_id']}_{view}.png")
+    server.put("owner/base-model", on_disk(tiny_folder))
+    for language, code in found:
+        if language == "bash":
+            for line in code.splitlines():
+                assert command(clients, *line.split()[1:]).code == 0
+        else:
+            clients.run(code).checked()
+    assert len(found) == 7
+    assert server.repo("owner/my-model").private
+    assert set(server.repo("owner/my-model").branches) == {"main", "dev"}
 
 
 # pairs
