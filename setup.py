@@ -16,13 +16,15 @@ DEPENDENCIES = [
     ("diffusers>=0.42", "", "the classes that ours are made of; `dtype` in from_pretrained"),
     ("transformers>=5.0", "", "text encoder and tokenizer; 5.0 knows `dtype`"),
     ("huggingface_hub>=2.0", "", "model folders by repo id; diffusers 0.42 also runs with 1.32, which is not tested"),
+    ("httpx2>=2.0", "", "what huggingface_hub speaks HTTP with; its errors say whether to try again"),
+    ("Jinja2>=3.1", "", "fills the cards of what is pushed to the Hub, for huggingface_hub, which leaves it out"),
+    ("PyYAML>=6.0", "", "training configs, and what cards tell of them; huggingface_hub needs it too"),
     ("safetensors>=0.8", "", "the only format of weights that is read and written; diffusers' own lower bound"),
     ("accelerate>=1.10", "", "loading weights without a second copy in memory; training on one or more processes"),
     ("numpy>=2.0", "", "pictures as arrays, the drawn pairs"),
     ("Pillow>=11.0", "", "reading and writing pictures"),
     ("opencv-python-headless>=4.10", "", "edges of the control picture, polygons of the drawn pairs"),
     ("tqdm>=4.66", "", "progress bars"),
-    ("PyYAML>=6.0", "train", "training configs"),
     ("jsonargparse>=4.40", "train", "fields of the config as options of every depth, in their types and with help"),
     ("docstring_parser>=0.16", "train", "takes that help from docstrings"),
     ("filelock>=3.12", "train", "keeps a second run out of a run's folder"),
@@ -42,6 +44,7 @@ DEPENDENCIES = [
     ("pytest>=8.0", "test", "runs the tests"),
     ("pytest-xdist>=3.6", "test", "runs them in two processes"),
     ("ruff>=0.12", "test", "style, part of `make test`"),
+    ("hf-xet==1.8.0", "test", "Xet with a folder in place of a content store, which later ones need not know"),
     ("controlnet_aux>=0.0.10", "test", "our edges are compared with its edges"),
 ]
 # an extra that needs nothing more today exists all the same
@@ -64,7 +67,12 @@ setup(
     python_requires=">=3.11",  # as diffusers and transformers
     packages=find_packages(include=["backshan_diffusers", "backshan_diffusers.*"]),
     package_data={
-        "backshan_diffusers": ["weights/mini/**/*.json", "weights/mini/**/*.safetensors", "weights/mini/**/*.txt"]
+        "backshan_diffusers": [
+            "*.md",
+            "weights/mini/**/*.json",
+            "weights/mini/**/*.safetensors",
+            "weights/mini/**/*.txt",
+        ]
     },
     install_requires=needed_by(""),
     extras_require={extra: needed_by(extra) for extra in EXTRAS},

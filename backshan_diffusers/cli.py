@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from . import MINI, __version__
+from . import __version__
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -146,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _add_generate(commands)
     _add_export(commands)
+    _add_push(commands)
     return parser
 
 
@@ -192,9 +193,31 @@ def _add_export(commands) -> None:
     )
     parser.set_defaults(run=export)
     add = parser.add_argument
-    add("model", metavar="MODEL", help="folder of a pipeline or, for controlnet, of a ControlNet alone; or mini")
+    add(
+        "model",
+        metavar="MODEL",
+        help="folder of a pipeline or, for controlnet, of a ControlNet alone; a Hub repo id; or mini",
+    )
     add("-o", "--out", required=True, metavar="OUT", help="NAME.safetensors for controlnet, a folder for onnx")
     add("--format", required=True, choices=("controlnet", "onnx"), help="what to write")
+
+
+def _add_push(commands) -> None:
+    parser = commands.add_parser(
+        "push",
+        allow_abbrev=False,
+        help="put a model on the Hub",
+        description="Puts a pipeline or a ControlNet on the Hub, with a card: one commit, or none if nothing has "
+        "changed. Nothing else that lies in the folder is sent. Interrupted, the same command goes on.",
+        epilog="exit codes: 0 done, 1 the Hub refuses or does not answer, 2 unusable arguments, 130 interrupted",
+    )
+    parser.set_defaults(run=push)
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="of a saved pipeline or ControlNet")
+    add("repo", metavar="REPO", help="Hub repo id, as owner/name; it is made if there is none")
+    add("--private", action="store_true", help="only its owner sees the repository")
+    add("--revision", metavar="BRANCH", help="it is made if there is none (default: main)")
+    add("--license", metavar="ID", help="of the weights, as the Hub names it (default: what their record tells)")
 
 
 def _positive(text: str) -> int:
@@ -255,12 +278,15 @@ def export(options: argparse.Namespace) -> int:
     """`backshan export`: nothing is written under its name before all of it is there."""
     import torch
 
+    from . import hub
     from .export import ExportError, export_controlnet, export_onnx, load_stored_controlnet, origin_of
     from .files import DiskFullError
 
-    source, out = Path(MINI if options.model == "mini" else options.model), Path(options.out)
-    if not source.is_dir():
-        raise UnusableArgumentError(f"the model folder {source} does not exist: give one of a saved model, or mini.")
+    out = Path(options.out)
+    try:
+        source = hub.find_model(options.model).folder
+    except hub.HubError as error:
+        raise UnusableArgumentError(str(error)) from error
     if not options.out:
         raise UnusableArgumentError("--out is empty: give a name for what is written.")
     _check_folder(out.parent, [out])
@@ -279,6 +305,23 @@ def export(options: argparse.Namespace) -> int:
     summary = f"the model was written to {out}"
     if not _say(summary, sys.stdout):
         _report(f"{summary}.")
+    return DONE
+
+
+def push(options: argparse.Namespace) -> int:
+    """`backshan push`: the Hub is asked when the folder is found to hold a whole model."""
+    from . import hub
+
+    settings = {"private": options.private, "revision": options.revision, "license": options.license}
+    with _quiet_libraries():
+        try:
+            commit = hub.push(options.folder, options.repo, **settings)
+        except hub.HubError as error:
+            _report(_shortened(str(error)))
+            return SOME_FAILED
+        except (OSError, ValueError) as error:
+            raise UnusableArgumentError(str(error)) from error
+    _say(f"{options.repo} holds {options.folder}: {commit.commit_url}", sys.stdout)
     return DONE
 
 
@@ -462,26 +505,25 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
     """
     from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
-    from . import BackshanControlNetModel, BackToFrontPipeline
+    from . import BackshanControlNetModel, BackToFrontPipeline, hub
     from .pipelines.folder_check import find_damage
 
-    source = MINI if model == "mini" else model
-    if not os.path.isdir(source) and (model == "mini" or not _may_be_repo_id(model)):
-        raise UnusableArgumentError(
-            f"the model folder {source} does not exist: give the folder of a saved pipeline, a Hub repo id, or mini."
-        )
-    if _text(source) != source:
+    try:
+        found = hub.find_model(model)
+    except hub.HubError as error:
+        raise UnusableArgumentError(str(error)) from error
+    if _text(model) != model:
         raise UnusableArgumentError(
             f"the name of the model {model} is not in UTF-8, and its files cannot be opened by another: rename it."
         )
+    if found.is_choice:
+        _report(f"the model is {found.origin}.")
     try:
-        pipeline = BackToFrontPipeline.from_pretrained(source, dtype=dtype).to(device)
-        if Path(source, LORA_WEIGHT_NAME_SAFE).exists():  # a part of what the folder was trained to do
-            pipeline.load_lora_weights(source)
-    except Exception as error:  # damaged files and the network make the readers raise nearly anything
-        if not os.path.isdir(source):
-            raise UnusableArgumentError(_why_not_from_hub(model, error)) from error
-        reason = (None if isinstance(error, OSError) else find_damage(Path(source))) or _sentence(error)
+        pipeline = BackToFrontPipeline.from_pretrained(found.folder, dtype=dtype).to(device)
+        if (found.folder / LORA_WEIGHT_NAME_SAFE).exists():  # a part of what the folder was trained to do
+            pipeline.load_lora_weights(found.folder)
+    except Exception as error:  # damaged files make the readers raise nearly anything
+        reason = (None if isinstance(error, OSError) else find_damage(found.folder)) or _sentence(error)
         raise UnusableArgumentError(f"the model {model} cannot be loaded: {reason}") from error
     if not isinstance(pipeline.controlnet, BackshanControlNetModel):
         raise UnusableArgumentError(
@@ -489,32 +531,6 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def _may_be_repo_id(model: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        return False
-    return "/" in model
-
-
-def _why_not_from_hub(model: str, error: Exception) -> str:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    start = f"{model} is no folder here, and the Hub repository of that name cannot be loaded:"
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
-        causes.append(cause)
-    if HF_HUB_OFFLINE:
-        return f"{start} HF_HUB_OFFLINE is set and the repository was not downloaded before."
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-        return f"{start} it does not exist, or is private and needs a token (hf auth login)."
-    return f"{start} {_sentence(causes[-1])}"
 
 
 def _sentence(error: BaseException) -> str:
@@ -718,18 +734,25 @@ def _thumbnail(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Without the progress bars and warnings of diffusers and transformers: what matters here is said by us."""
+    """Without the progress bars and warnings of diffusers and transformers: what matters here is said by us.
+
+    Of huggingface_hub the progress bars stay, which show how long a download or an upload takes.
+    """
     import diffusers.utils.logging
+    import huggingface_hub.utils.logging
     import transformers.utils.logging
 
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    of_the_hub = huggingface_hub.utils.logging.get_verbosity()
+    huggingface_hub.utils.logging.set_verbosity_error()
     for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
         yield
     finally:
+        huggingface_hub.utils.logging.set_verbosity(of_the_hub)
         for library, (level, with_bar) in zip(libraries, before):
             library.set_verbosity(level)
             if with_bar:

@@ -15,6 +15,7 @@ from backshan_diffusers import (
     cli,
     data,
     export,
+    hub,
 )
 from backshan_diffusers.objective import PRESETS, Objective
 from backshan_diffusers.training.config import STAGES, TrainingConfig
@@ -44,7 +45,7 @@ def test_exports():
 
 
 def test_commands():
-    assert list(commands()) == ["generate", "export"]
+    assert list(commands()) == ["generate", "export", "push"]
     assert options_of(cli.build_parser()) == {"-h", "--help", "--version"}
 
 
@@ -88,6 +89,31 @@ def test_exports_of_export():
     assert list(inspect.signature(export.export_onnx).parameters) == ["pipeline", "target", "origin"]
     assert list(inspect.signature(export.load_stored_controlnet).parameters) == ["folder"]
     assert list(inspect.signature(export.origin_of).parameters) == ["folder"]
+
+
+def test_options_of_push_and_their_defaults():
+    options = vars(cli.build_parser().parse_args(["push", "model", "owner/name"]))
+    del options["run"]
+    expected = {"folder": "model", "repo": "owner/name", "private": False, "revision": None, "license": None}
+    assert options == expected
+    assert options_of(commands()["push"]) == {"-h", "--help", "--private", "--revision", "--license"}
+
+
+def test_the_hub():
+    keywords = {
+        hub.push: ["private", "revision", "license", "token", "message", "create_pr", "subfolder"],
+        hub.push_pairs: ["size", "splits", "license", "path", "private", "revision", "token"],
+    }
+    for function, names in keywords.items():
+        parameters = inspect.signature(function).parameters.values()
+        assert [each.name for each in parameters if each.kind == inspect.Parameter.KEYWORD_ONLY] == names
+    assert list(inspect.signature(hub.push).parameters)[:2] == ["folder", "repo_id"]
+    assert list(inspect.signature(hub.push_pairs).parameters)[:2] == ["repo_id", "source"]
+    for function in (hub.pull, hub.pull_pairs):
+        assert list(inspect.signature(function).parameters) == ["repo_id", "revision", "token"]
+    for name in ("MissingRepoError", "MissingRevisionError", "MissingFileError", "UnreachableHubError"):
+        assert issubclass(getattr(hub, name), hub.HubError)
+    assert issubclass(hub.HubError, OSError)
 
 
 def test_options_of_the_training_script():

@@ -95,10 +95,15 @@ class StoredPairs:
             except (PictureError, OSError) as error:
                 raise UnreadablePairError(item_id, f"its {view} cannot be read, {str(error).rstrip('.')}") from error
             row[view] = Letterbox(picture.size, self.size).apply(picture)
-        return row | self.masks(files)
+        return row | self.masks(position, files)
 
-    def masks(self, files: Mapping[str, Encoded]) -> dict[str, Image.Image]:
-        """Those masks that the files of the two views hold, by their column; here none."""
+    def masks(self, position: int, files: Mapping[str, Encoded]) -> dict[str, Image.Image]:
+        """The masks that there are of a pair of the store, by their column; here none.
+
+        Args:
+            position: in the store.
+            files: of the two views.
+        """
         return {}
 
     def __repr__(self) -> str:

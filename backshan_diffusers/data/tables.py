@@ -1,18 +1,22 @@
-"""Pairs in tables: parquet files, and folders that the library `datasets` has saved."""
+"""Pairs in tables: parquet files, read and written, and folders that the library `datasets` has saved."""
 
 from __future__ import annotations
 
 import glob
 import json
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .pairs import SPLITS, VIEWS, PairsError
+import PIL.Image
+
+from .pairs import MASKS, SPLITS, VIEWS, Pairs, PairsError, Skipped, UnreadablePairError, refuse_too_many
 from .stored import Encoded, Parts, files_key, stamp
 
 if TYPE_CHECKING:
@@ -94,6 +98,17 @@ class PictureTable:
         )
         return back, front
 
+    def masks(self, position: int) -> dict[str, Encoded]:
+        """Those of the schema's masks that are there as pictures, by their column."""
+        if not self._masks.column_names:
+            return {}
+        row = self._masks[position].items()
+        return {
+            name: self._file(mask["path"]) if mask["bytes"] is None else mask["bytes"]
+            for name, mask in row
+            if mask is not None
+        }
+
     def attributes(self, position: int) -> dict[str, str | int | float | bool]:
         """Every further column that holds numbers or texts, where it is not empty."""
         if not self._labels.column_names:  # a dataset without columns has no rows either
@@ -103,6 +118,14 @@ class PictureTable:
     @cached_property
     def _pictures(self) -> Dataset:
         return self.dataset.select_columns(list(VIEWS))
+
+    @cached_property
+    def _masks(self) -> Dataset:
+        names = [name for name in MASKS if isinstance(self.dataset.features.get(name), _library().Image)]
+        masks = self.dataset.select_columns(names)
+        for name in names:
+            masks = masks.cast_column(name, _library().Image(decode=False))
+        return masks
 
     @cached_property
     def _labels(self) -> Dataset:
@@ -198,6 +221,81 @@ def _holds_pictures(feature) -> bool:
         return feature.keys() == {"bytes", "path"}
     kinds = ("binary", "large_binary", "string", "large_string")
     return isinstance(feature, _library().Image) or feature in map(_library().Value, kinds)
+
+
+TABLE_BYTES = 400e6
+"""What a parquet file holds at most, about: it is read in one piece by those who look at it on the Hub."""
+
+
+def masks_of(pairs: Pairs) -> list[str]:
+    """The masks that the first readable pair has, by their columns."""
+    first = next(_readable(pairs, []), {})
+    return [mask for mask in MASKS if first.get(mask) is not None]
+
+
+def write_tables(pairs: Pairs, split: str, folder: Path) -> tuple[int, int]:
+    """Write pairs as `SPLIT-00000-of-0000N.parquet`, their pictures and masks as PNG.
+
+    A folder of such files, read as the source `folder`, gives the same rows if it is asked for the same size. Pairs
+    that cannot be read are left out.
+
+    Returns:
+        How many pairs and how many groups were written.
+
+    Raises:
+        PairsError: if a label has values of several types, or more than a few pairs cannot be read.
+    """
+    datasets = _library()
+    names = ("item_id", "group_id", *VIEWS, *masks_of(pairs))
+    kinds = {name: datasets.Value("string") for name in ("item_id", "group_id", "attributes")}
+    kinds |= {name: datasets.Image() for name in names[2:]}
+    skipped: list[Skipped] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in _readable(pairs, skipped):
+            yield {"attributes": json.dumps(row["attributes"]), **{name: _cell(row[name]) for name in names}}
+
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        features = datasets.Features(kinds)
+        table = datasets.Dataset.from_generator(rows, features=features, cache_dir=cache)
+        refuse_too_many(skipped, len(pairs))
+        labels = [json.loads(text) for text in table["attributes"]]
+        table = table.remove_columns("attributes")
+        for name in dict.fromkeys(name for row in labels for name in row):
+            table = _with_label(table, name, [row.get(name) for row in labels])
+        count = max(1, round(table.data.nbytes / TABLE_BYTES))
+        for number in range(count):
+            shard = table.shard(count, number, contiguous=True)
+            shard.to_parquet(str(folder / f"{split}-{number:05d}-of-{count:05d}.parquet"))
+        return len(table), len(set(table["group_id"]))
+
+
+def _readable(pairs: Pairs, skipped: list[Skipped]) -> Iterator[dict]:
+    """The rows whose pictures can be read; the others are added to `skipped`."""
+    for index in range(len(pairs)):
+        try:
+            row = pairs[index]
+        except UnreadablePairError as error:
+            skipped.append(Skipped(error.item_id, error.reason))
+            continue
+        yield row
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, PIL.Image.Image):
+        return value
+    encoded = BytesIO()
+    value.save(encoded, "PNG")
+    return {"bytes": encoded.getvalue(), "path": None}
+
+
+def _with_label(table: Dataset, name: str, values: list) -> Dataset:
+    try:
+        return table.add_column(name, values)
+    except (TypeError, ValueError) as error:  # pyarrow's are of these kinds
+        raise PairsError(
+            f"the label {name} has values of several types ({_first_line(error)}): give all of them one."
+        ) from error
 
 
 def _library():

@@ -17,6 +17,7 @@ from diffusers.models.controlnets.controlnet import ControlNetOutput
 
 from ..conditioning import CANNY_HIGH_THRESHOLD, CANNY_LOW_THRESHOLD, CHANNELS_PER_PART, conditioning_parts
 from ..conditioning import conditioning_channels as channels_of
+from ..publishing import Published
 
 DEFAULT_PROMPT = "Front side of the person"
 """The prompt where neither a call nor a record names one."""
@@ -48,7 +49,7 @@ class BackshanControlNetOutput(ControlNetOutput):
         return BackshanControlNetOutput(downs, self.mid_block_res_sample[:items])
 
 
-class BackshanControlNetModel(ControlNetModel):
+class BackshanControlNetModel(Published, ControlNetModel):
     """ControlNet for back-to-front generation, with its way of reading a picture recorded in its config.
 
     Every argument of [`diffusers.ControlNetModel`] is accepted and means the same. A saved folder also opens in the

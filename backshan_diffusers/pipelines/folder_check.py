@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,19 @@ def find_damage(folder: Path) -> str | None:
             if value.is_meta:  # what diffusers leaves where a file has no such weight
                 return f"{folder / name} has no weight {weight}: {REMEDY}"
     return None
+
+
+def components(index: dict[str, Any]) -> list[str]:
+    """The folders of a pipeline, as its index names them; a name that leads elsewhere is none of them."""
+    return [name for name, entry in index.items() if re.fullmatch(r"[A-Za-z]\w*", name) and _names_a_class(entry)]
+
+
+def without_origin(config: str) -> str:
+    """A component's config without the folder it was loaded from, which is nobody's business."""
+    content = json.loads(config)
+    if content.pop("_name_or_path", None) is None:
+        return config
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _names_a_class(entry: Any) -> bool:

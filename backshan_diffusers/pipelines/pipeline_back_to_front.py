@@ -36,6 +36,7 @@ from ..conditioning import (
 )
 from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel, records_conditioning
 from ..pictures import Letterbox, load_picture, picture_sheet, pixels_to_decode
+from ..publishing import Published
 from .folder_check import check_folder
 from .pipeline_output import BackToFrontPipelineOutput
 
@@ -64,7 +65,7 @@ class FiniteImageProcessor(VaeImageProcessor):
         return super().postprocess(image, *args, **kwargs)
 
 
-class BackToFrontPipeline(StableDiffusionControlNetPipeline):
+class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
     """Generates the picture of a clothed person seen from the front from a picture of the same person's back.
 
     It is a [`~diffusers.StableDiffusionControlNetPipeline`] that makes its control picture itself. All that is
@@ -386,7 +387,8 @@ def _check_count(name: str, value: Any) -> None:
 
 
 def _recorded(net: ControlNetModel, name: str, otherwise: Any) -> Any:
-    return getattr(net.config, name) if isinstance(net, BackshanControlNetModel) else otherwise
+    # also where diffusers has opened one of ours in its stock class, as it does for a pipeline from a repository
+    return net.config[name] if records_conditioning(net.config) else otherwise
 
 
 @contextlib.contextmanager

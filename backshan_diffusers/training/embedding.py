@@ -11,6 +11,7 @@ import torch
 
 from ..files import complete_file, complete_folder, put_back
 from ..pipelines import BackToFrontPipeline
+from ..pipelines.folder_check import without_origin
 from .config import STAGES
 
 LIMIT = 40e6
@@ -46,22 +47,14 @@ def embed(run: Path, target: Path, steps: int | None = None) -> int:
         model.to(torch.float16)
     with complete_folder(target) as pending:
         pipeline.save_pretrained(pending)
-        _forget_origin(pending)
+        for config in pending.glob("*/*config.json"):
+            config.write_text(without_origin(config.read_text(encoding="utf-8")), encoding="utf-8")
         size = sum(path.stat().st_size for path in pending.rglob("*") if path.is_file())
         if size > LIMIT:
             raise ValueError(
                 f"the pipeline has {size / 1e6:.1f} MB, over the {LIMIT / 1e6:.0f} allowed: train a smaller one."
             )
     return size
-
-
-def _forget_origin(folder: Path) -> None:
-    """Drop from every component's config the folder it was loaded from, which is nobody's business."""
-    for path in folder.glob("*/*config.json"):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if "_name_or_path" in config:
-            del config["_name_or_path"]
-            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def record(run: Path, folder: Path) -> None:

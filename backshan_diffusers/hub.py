@@ -1,0 +1,538 @@
+"""Models and pairs to the Hub and back: the only file that talks to it.
+
+What is pushed becomes one commit, so that all of it is visible or nothing. huggingface_hub's `upload_folder` would
+split many files over several commits, and a commit that fails into smaller ones.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_session,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from . import MINI, __version__, cards
+from .data import load_pairs
+from .data.tables import masks_of, write_tables
+from .models.controlnet_backshan import records_conditioning
+from .pipelines.folder_check import INDEX, PICKLES, check_folder, components, without_origin
+from .remote_code import sources
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILE = re.compile(r".+\.(?:json|model|safetensors)|(?:merges|vocab)\.txt")
+"""Name of a file of a component; no other one is pushed or pulled."""
+
+CONFIG = "config.json"
+CARD = "README.md"
+
+STALLED_AFTER_S = 60.0
+"""How long a connection may be silent."""
+
+WAITS_S = (1, 2, 4, 8)
+"""Before what failed is tried again."""
+
+PASSING = frozenset((408, 412, 429, 500, 502, 503, 504))
+"""Status codes after which the same may succeed; 412: somebody else has committed in between."""
+
+WEIGHTS = re.compile(
+    r"[\w-]+?(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5}(?:\.(?P<old>\w+))?)?\.(?:safetensors|bin)"
+    r"|[\w-]+\.(?:safetensors|bin)\.index(?:\.(?P<of_index>\w+))?\.json"
+)
+"""Name of a file of weights or of their index, in which `variant` (as `fp16`) may stand in three places."""
+
+Content = Path | bytes
+Result = TypeVar("Result")
+
+
+class HubError(OSError):
+    """What was asked of the Hub cannot be done; the message is one sentence that says what to do."""
+
+
+class MissingRepoError(HubError):
+    """There is no such repository, or it is not for everybody."""
+
+
+class MissingRevisionError(HubError):
+    """The repository has no such branch, tag or commit."""
+
+
+class MissingFileError(HubError):
+    """The repository lacks a file."""
+
+
+class UnreachableHubError(HubError):
+    """The Hub does not answer, or nothing may be asked of it."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where a model lies, and which kind of place that is.
+
+    Args:
+        folder: of the pipeline.
+        origin: in words.
+        is_choice: whether the name could have stood for another place too.
+    """
+
+    folder: Path
+    origin: str
+    is_choice: bool
+
+
+def find_model(name: str) -> Model:
+    """What a name stands for: a folder, or else a repository, which is downloaded, or else the embedded `mini`.
+
+    `mini` has no slash, as a repository's id has; a folder of that name wins if it is a pipeline's.
+
+    Raises:
+        HubError: if there is nothing of that name, or it cannot be downloaded.
+    """
+    if name == "mini" and not os.path.isfile(os.path.join(name, INDEX)):
+        return Model(Path(MINI), "the embedded mini", True)
+    if os.path.isdir(name):
+        return Model(Path(name), f"the folder {name}", name == "mini" or _may_be_repo_id(name))
+    if not _may_be_repo_id(name):
+        raise HubError(
+            f"the model folder {name} does not exist: give the folder of a saved pipeline, a Hub repo id, or mini."
+        )
+    folder = pull(name)
+    return Model(folder, f"the Hub repository {name} at {folder.name[:7]}", True)
+
+
+def pull(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
+    """Download a pipeline into the cache of huggingface_hub, or find it there; an interrupted download goes on.
+
+    Only configs and safetensors are downloaded, without variants. If the Hub cannot be reached, what was downloaded
+    before will do.
+
+    Args:
+        repo_id: of the repository.
+        revision: branch, tag or commit.
+        token: for a private repository; by default the one of `hf auth login`.
+
+    Returns:
+        The folder of the pipeline.
+
+    Raises:
+        HubError: if there is none, or its weights are only in pickles.
+    """
+    _check_repo_id(repo_id)
+    api = HfApi(token=token, library_name="backshan_diffusers", library_version=__version__)
+
+    def download() -> Path:
+        try:
+            names = _names_to_pull(api, repo_id, revision)
+            patterns = [glob.escape(name) for name in names]
+            return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns))
+        except Exception as error:
+            cached = try_to_load_from_cache(repo_id, INDEX, revision=revision)
+            if isinstance(cached, str) and _is_out_of_reach(error):
+                logger.warning("%s cannot be reached: what was downloaded before is used.", repo_id)
+                return Path(cached).parent
+            raise
+
+    return _persistently(download, repo_id, revision)
+
+
+def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
+    """The files of a pipeline; none of them lies outside of the folders that its index names."""
+    listed = [each.rfilename for each in api.model_info(repo_id, revision=revision).siblings]
+    if INDEX not in listed:
+        raise MissingFileError(
+            f"{repo_id} has no {INDEX}: give a repository with a pipeline, or open its ControlNet with"
+            " BackshanControlNetModel.from_pretrained."
+        )
+    index = json.loads(Path(hf_hub_download(repo_id, INDEX, revision=revision, token=api.token)).read_text("utf-8"))
+    names = [INDEX]
+    for component in components(index):
+        inside = [name for name in listed if re.fullmatch(rf"{re.escape(component)}/[^/\\]+", name)]
+        safe = [name for name in inside if MODEL_FILE.fullmatch(PurePosixPath(name).name)]
+        if _has(inside, PICKLES) and not _has(inside, {".safetensors"}):
+            raise HubError(
+                f"{repo_id} has the weights of {component} only as a pickle, which could run any code: ask its owner"
+                " for safetensors."
+            )
+        names += [name for name in safe if variant_of(name) in (None, "")]
+    return names
+
+
+def _has(names: list[str], suffixes: frozenset[str] | set[str]) -> bool:
+    return any(PurePosixPath(name).suffix in suffixes for name in names)
+
+
+def push(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    license: str | None = None,
+    token: str | None = None,
+    message: str | None = None,
+    create_pr: bool = False,
+    subfolder: str | None = None,
+) -> CommitInfo:
+    """Push a pipeline or a ControlNet, with its card, and a pipeline with the code to load it without this package.
+
+    Nothing but the model's configs and safetensors leaves the folder, and no config tells where it lay. What has not
+    changed is not sent again; if nothing has, there is no commit. If the push is interrupted, what is complete by then
+    is not sent again by the next one. Weights of an earlier push that these replace are removed in the same commit.
+
+    Args:
+        folder: of the model.
+        repo_id: of the repository, which is made if there is none.
+        private: whether only its owner sees it.
+        revision: a branch, which is made if there is none; by default `main`.
+        license: identifier of the weights' licence, as the Hub has them; see [`cards.model_card`].
+        token: by default the one of `hf auth login`.
+        message: of the commit.
+        create_pr: whether to propose the commit in place of making it.
+        subfolder: of the repository, for a part of a model; no card is written then.
+
+    Raises:
+        OSError: if the folder holds no whole model of this package; as [`HubError`] if the Hub refuses, or does not
+            answer even after some time.
+        ValueError: if the files of which the card is made cannot be read.
+    """
+    folder = Path(folder)
+    _check_repo_id(repo_id)
+    files = _model_files(folder)
+    if subfolder is not None:
+        files = {f"{subfolder}/{name}": content for name, content in files.items()}
+    else:
+        files |= _surroundings(folder, repo_id, license)
+    message = message or f"Push {'a pipeline' if INDEX in files else 'a ControlNet'} of backshan_diffusers"
+    return _push(repo_id, "model", files, private, revision, token, message, create_pr)
+
+
+def push_while_training(
+    folder: Path, repo_id: str, report: Callable[[str], None], *, private: bool, revision: str | None = None
+) -> None:
+    """As [`push`], for a run that must not end because the network does: a failure is one sentence to `report`.
+
+    It waits for the end of the push, at most some minutes if the Hub does not answer. What a failed push has sent is
+    not sent again by the next one.
+
+    Args:
+        folder: of a pipeline that stays as it is until the push is done.
+        repo_id: of the repository, which is made if there is none.
+        report: is told what went wrong.
+        private: whether only its owner sees the repository.
+        revision: a branch, for a model that is not finished; by default `main`.
+    """
+    try:
+        push(folder, repo_id, private=private, revision=revision)
+    except (OSError, ValueError) as error:
+        report(f"{folder} was not pushed to {repo_id}: {error}")
+
+
+def _model_files(folder: Path) -> dict[str, Content]:
+    """The files of a pipeline or of a ControlNet of ours, by their names in the repository."""
+    if (folder / INDEX).is_file():
+        check_folder(folder, (), safetensors_only=True)
+        parts = components(json.loads((folder / INDEX).read_text("utf-8")))
+        files = {INDEX: folder / INDEX, **{f"{part}/{p.name}": p for part in parts for p in _of_model(folder / part)}}
+        config = folder / "controlnet" / CONFIG
+    else:
+        files, config = {path.name: path for path in _of_model(folder)}, folder / CONFIG
+        if not config.is_file() or not _has(list(files), {".safetensors"}):
+            raise HubError(
+                f"{folder} has no {INDEX}, and no {CONFIG} with safetensors weights either: give the folder of a saved"
+                " pipeline or ControlNet."
+            )
+    if not records_conditioning(json.loads(config.read_text("utf-8"))):
+        raise HubError(
+            f"the ControlNet of {folder} does not record how it reads a picture: give a model made by this package."
+        )
+    return {name: _without_origin(path) for name, path in files.items()}
+
+
+def _of_model(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if MODEL_FILE.fullmatch(path.name) and path.is_file()]
+
+
+def _without_origin(path: Path) -> Content:
+    if not path.name.endswith(CONFIG):
+        return path
+    return without_origin(path.read_text("utf-8")).encode()
+
+
+def _surroundings(folder: Path, repo_id: str, license: str | None) -> dict[str, Content]:
+    """What a repository has besides its model."""
+    files: dict[str, Content] = {CARD: cards.model_card(folder, repo_id, license).encode()}
+    if (folder / INDEX).is_file():
+        files |= {name: text.encode() for name, text in sources().items()}
+    sheet = cards.beside(folder, cards.SHEET)
+    return files if sheet is None else {**files, cards.SHEET: sheet}
+
+
+def push_pairs(
+    repo_id: str,
+    source: str,
+    *,
+    size: int,
+    splits: Mapping[str, int | None],
+    license: str,
+    path: str | os.PathLike | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+) -> CommitInfo:
+    """Push pairs that [`load_pairs`] reads as a dataset: parquet files and a card; [`pull_pairs`] reads them back.
+
+    Args:
+        repo_id: of the repository, which is made if there is none.
+        source: as `load_pairs` takes it.
+        size: side of the pictures in px.
+        splits: how many pairs of each split, `None` for all.
+        license: identifier of the pictures' licence, as the Hub has them.
+        path: where the pairs lie.
+        private: whether only its owner sees it.
+        revision: a branch, which is made if there is none; by default `main`.
+        token: by default the one of `hf auth login`.
+
+    Raises:
+        HubError: if the Hub refuses, or does not answer even after some time.
+        ValueError: if there are no such pairs.
+    """
+    _check_repo_id(repo_id)
+    with tempfile.TemporaryDirectory() as folder:
+        counts = {}
+        for split, count in splits.items():
+            pairs = load_pairs(source, split=split, size=size, count=count, path=path)
+            counts[split] = write_tables(pairs, split, Path(folder))
+        card = cards.dataset_card(counts, masks_of(pairs), size, source, repo_id, license)
+        files = {f"data/{table.name}": table for table in sorted(Path(folder).glob("*.parquet"))}
+        files[CARD] = card.encode()
+        return _push(repo_id, "dataset", files, private, revision, token, "Push pairs of backshan_diffusers", False)
+
+
+def pull_pairs(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
+    """Download pairs, or find them in the cache: the folder that `load_pairs("folder", path=...)` reads.
+
+    Raises:
+        HubError: if there is no such dataset, or it holds no parquet files.
+    """
+    _check_repo_id(repo_id)
+
+    def download() -> Path:
+        patterns = ["data/*.parquet"]
+        folder = snapshot_download(
+            repo_id, repo_type="dataset", revision=revision, token=token, allow_patterns=patterns
+        )
+        return Path(folder)
+
+    folder = _persistently(download, repo_id, revision)
+    if not any(folder.glob("data/*.parquet")):
+        raise MissingFileError(f"{repo_id} has no parquet files in its folder data: give a dataset of pairs.")
+    return folder
+
+
+def _push(
+    repo_id: str,
+    kind: str,
+    files: Mapping[str, Content],
+    private: bool,
+    revision: str | None,
+    token: str | None,
+    message: str,
+    create_pr: bool,
+) -> CommitInfo:
+    api = HfApi(token=token, library_name="backshan_diffusers", library_version=__version__)
+
+    def attempt() -> CommitInfo:
+        # made anew each time: what the last attempt has done is asked of the Hub
+        made = api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
+        head = _head(api, made.repo_id, kind, revision)
+        if private and not head.private:
+            raise HubError(f"{repo_id} exists and is public: make it private on the Hub first, or give another name.")
+        present = [each.rfilename for each in head.siblings]
+        wanted = dict(files)
+        if CARD in present and CARD in wanted and not _card_is_ours(api, made.repo_id, kind, head.sha):
+            del wanted[CARD]
+        operations = [CommitOperationDelete(name) for name in replaced_weights(present, list(wanted))]
+        operations += [CommitOperationAdd(name, content) for name, content in wanted.items()]
+        return api.create_commit(
+            made.repo_id,
+            operations,
+            commit_message=message,
+            repo_type=kind,
+            revision=revision,
+            parent_commit=head.sha,
+            create_pr=create_pr,
+        )
+
+    return _persistently(attempt, repo_id, revision)
+
+
+def _head(api: HfApi, repo_id: str, kind: str, revision: str | None):
+    """What the Hub knows of a branch, which is made if there is none."""
+    try:
+        return api.repo_info(repo_id, repo_type=kind, revision=revision)
+    except RevisionNotFoundError:
+        api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
+        return api.repo_info(repo_id, repo_type=kind, revision=revision)
+
+
+def _card_is_ours(api: HfApi, repo_id: str, kind: str, commit: str) -> bool:
+    card = api.hf_hub_download(repo_id, CARD, repo_type=kind, revision=commit)
+    return cards.is_ours(Path(card).read_text("utf-8"))
+
+
+def replaced_weights(present: list[str], pushed: list[str]) -> list[str]:
+    """Weights in a repository that would lie beside those that are pushed, for the same component and variant.
+
+    diffusers would go on reading those in several files, say, where the new ones are in one.
+    """
+    places = {(PurePosixPath(name).parent, variant_of(name)) for name in pushed if variant_of(name) is not None}
+    return [
+        name
+        for name in present
+        if name not in pushed
+        and variant_of(name) is not None
+        and (PurePosixPath(name).parent, variant_of(name)) in places
+    ]
+
+
+def variant_of(name: str) -> str | None:
+    """The variant of a file of weights or of their index, empty if it is none; `None` for any other file."""
+    found = WEIGHTS.fullmatch(PurePosixPath(name).name)
+    return None if found is None else found["variant"] or found["old"] or found["of_index"] or ""
+
+
+def _check_repo_id(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id!r} is no id of a repository: give one as owner/name.") from error
+
+
+def _may_be_repo_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
+def _persistently(attempt: Callable[[], Result], repo_id: str, revision: str | None) -> Result:
+    """What `attempt` returns, which is tried again where it fails for a reason that may pass.
+
+    Raises:
+        HubError: if it fails for another reason, or too often.
+    """
+    waits = iter(WAITS_S)
+    while True:
+        try:
+            with _no_endless_silence():
+                return attempt()
+        except HubError:
+            raise
+        except Exception as error:  # of huggingface_hub, httpx2 and hf_xet, which wrap each other's
+            wait = next(waits, None)
+            if wait is None or not _may_pass(error):
+                raise _in_words(error, repo_id, revision) from error
+            logger.warning("the Hub failed (%s): trying again in %d s.", _first_line(error), wait)
+        time.sleep(wait)
+
+
+@contextmanager
+def _no_endless_silence() -> Iterator[None]:
+    """huggingface_hub waits forever for an answer to an upload."""
+    session = get_session()
+    before, session.timeout = session.timeout, STALLED_AFTER_S
+    try:
+        yield
+    finally:
+        session.timeout = before
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what led to it."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    return causes
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same may succeed a little later."""
+    causes = _causes(error)
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+        return False
+    return any(
+        isinstance(cause, (httpx2.TransportError, ConnectionError, TimeoutError)) or _status(cause) in PASSING
+        for cause in causes
+    )
+
+
+def _is_out_of_reach(error: BaseException) -> bool:
+    return _may_pass(error) or any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error))
+
+
+def _status(error: BaseException) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+
+
+def _in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:
+    causes = _causes(error)
+
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if has(OfflineModeIsEnabled):
+        return UnreachableHubError(
+            f"{repo_id} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or copy the folder here."
+        )
+    if has(GatedRepoError):
+        return MissingRepoError(f"{repo_id} is gated: ask for access on its page on the Hub, and log in.")
+    if has(RepositoryNotFoundError):
+        return MissingRepoError(f"{repo_id} does not exist, or is private and needs a token (hf auth login).")
+    if has(RevisionNotFoundError):
+        return MissingRevisionError(f"{repo_id} has no revision {revision}: give a branch, a tag or a commit of it.")
+    if _may_pass(error):
+        return UnreachableHubError(
+            f"the Hub does not answer as it should ({_first_line(causes[-1])}): do the same again later; what is"
+            " complete is kept."
+        )
+    if has(EntryNotFoundError) and not has(LocalEntryNotFoundError):
+        return MissingFileError(f"{repo_id} lacks a file ({_first_line(causes[0])}): push it again.")
+    if any(_status(cause) in (401, 403) for cause in causes):
+        return HubError(f"this token may not do that with {repo_id}: log in with one that may (hf auth login).")
+    return HubError(f"the Hub refuses what was asked of {repo_id}: {_first_line(causes[0])}.")

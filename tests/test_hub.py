@@ -1,0 +1,847 @@
+"""Models and pairs over the wire: pushed to a Hub on this machine and loaded from it, in other processes."""
+
+import json
+import re
+import shutil
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from hub_clients import WITHOUT_PACKAGE, Clients, environment, run_apart
+from hub_server import TOKEN, Fault, Hub
+from huggingface_hub import DatasetCard, ModelCard
+from safetensors.torch import load_file
+from tiny import tiny_pipeline
+
+from backshan_diffusers import cards, hub, remote_code
+from backshan_diffusers.data import load_pairs
+from backshan_diffusers.pictures import save_picture
+
+PUSH = "import sys; from backshan_diffusers.hub import push; print(push(sys.argv[1], sys.argv[2]).oid)"
+IMPATIENT = "from backshan_diffusers import hub; hub.WAITS_S = (0, 0, 0); hub.STALLED_AFTER_S = 1.0\n"
+"""Before code that meets faults: the tests do not wait for as long as people do."""
+
+FRONT = """
+import sys
+import numpy as np, torch
+picture = pipe(*asked, generator=torch.Generator().manual_seed(0), output_type="np", **settings).images[0]
+np.save(sys.argv[1], picture)
+"""
+"""After code that loads `pipe`: a front in the file that is named."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Hub(tmp_path_factory.mktemp("hub") / "server", part_size=150_000) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def clients(server, tmp_path_factory, drawn_backs):
+    clients = Clients(server, tmp_path_factory.mktemp("clients") / "of")
+    save_picture(drawn_backs[0], clients.folder / "back.png")
+    yield clients
+    clients.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_faults_are_left(request):
+    yield
+    if "server" in request.fixturenames:
+        request.getfixturevalue("server").faults.clear()
+
+
+@pytest.fixture(scope="module")
+def pushed(server, clients, tiny_folder) -> str:
+    """A repository that holds the tiny pipeline."""
+    clients.run(PUSH, tiny_folder, "org/tiny").checked()
+    return "org/tiny"
+
+
+@pytest.fixture
+def model(tiny_folder, tmp_path) -> Path:
+    """A copy of the tiny pipeline's folder."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def model_of(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files of a repository that belong to its model."""
+    return {name: content for name, content in files.items() if name == "model_index.json" or "/" in name}
+
+
+def on_disk(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def said(error: str) -> str:
+    """The last line of a traceback."""
+    return error.strip().splitlines()[-1]
+
+
+# pushing
+
+
+def test_a_repository_holds_the_model_its_card_and_its_code(server, pushed, tiny_folder):
+    files = server.files(pushed)
+    assert model_of(files) == on_disk(tiny_folder)
+    extra = set(files) - set(model_of(files)) - {".gitattributes"}
+    assert extra == {"README.md", *remote_code.sources()}
+    assert "pipeline.py" in extra
+    assert len(server.repo(pushed).history()) == 2  # the second is the Hub's own
+    assert server.unknown == []
+
+
+def test_what_has_not_changed_makes_no_commit(server, clients, pushed, tiny_folder):
+    before = server.repo(pushed).history()
+    sent = server.asked("PUT", "lfs")
+    done = clients.run(PUSH, tiny_folder, pushed).checked()
+    assert server.repo(pushed).history() == before
+    assert done.out.strip() == before[0].oid
+    assert server.asked("PUT", "lfs") == sent
+
+
+def test_nothing_else_leaves_the_folder(server, clients, pushed, model):
+    config = model / "unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "/home/me/unet"}))
+    for name in (".env", "token.txt", "optimizer.bin", "unet/notes.md", "unet/a.txt", "unet/a.pt", "logs/run.json"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text(TOKEN)
+    done = clients.run(PUSH, model, "org/clean", HF_DEBUG="1").checked()
+    files = server.files("org/clean")
+    assert files.keys() == server.files(pushed).keys()
+    assert json.loads(files["unet/config.json"]) == json.loads(server.files(pushed)["unet/config.json"])
+    for text in (done.out, done.err, *(content.decode("latin-1") for content in files.values())):
+        assert TOKEN not in text
+        assert "/home/me" not in text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("POST", "/preupload/", "500"),
+        ("POST", "objects/batch", "503"),
+        ("PUT", "/lfs/", "500"),
+        ("PUT", "/lfs/", "drop"),
+        ("PUT", "/lfs-part/", "stall"),
+        ("POST", "/lfs-complete/", "lost"),
+        ("POST", "/commit/", "500"),
+        ("POST", "/commit/", "stall"),
+        ("POST", "/commit/", "drop"),
+        ("POST", "/commit/", "lost"),
+        ("POST", "/commit/", "412"),
+        ("POST", "/repos/create", "500"),
+        ("GET", "/api/models/", "drop"),
+    ],
+)
+def test_what_fails_is_tried_again(server, clients, model, method, path, kind):
+    name = f"org/again-{len(server.repos)}"
+    seed = len(server.repos) + 100  # nothing like it was sent before
+    tiny_pipeline(seed=seed).unet.save_pretrained(model / "unet")
+    tiny_pipeline(seed=seed).vae.save_pretrained(model / "vae")
+    server.faults.append(Fault(method, path, kind))
+    clients.run(IMPATIENT + PUSH, model, name).checked()
+    assert server.faults[0].times == 0
+    assert model_of(server.files(name)) == on_disk(model)
+    assert len(server.repo(name).history()) == 2
+
+
+def test_too_many_failures_are_said_and_nothing_is_visible(server, clients, tiny_folder):
+    server.faults.append(Fault("POST", "/commit/", "500", 100))
+    done = clients.run(IMPATIENT + PUSH, tiny_folder, "org/never")
+    assert done.code == 1
+    assert "UnreachableHubError: the Hub does not answer as it should (" in said(done.err)
+    assert list(server.files("org/never")) == [".gitattributes"]
+    assert server.asked("POST", "/org/never/commit/") == 4
+
+
+def test_a_run_does_not_end_with_the_network(server, clients, tiny_folder, tmp_path):
+    code = (
+        IMPATIENT
+        + """
+import sys
+from pathlib import Path
+for folder in (sys.argv[1], sys.argv[2]):
+    hub.push_while_training(Path(folder), "org/training", print, private=True, revision="steps")
+"""
+    )
+    server.faults.append(Fault("POST", "/commit/", "drop", 100))
+    out = clients.run(code, tiny_folder, tmp_path).checked().out
+    assert f"{tiny_folder} was not pushed to org/training: the Hub does not answer as it should (" in out
+    assert f"{tmp_path} was not pushed to org/training: {tmp_path} has no model_index.json" in out
+    server.faults.clear()
+    assert clients.run(code, tiny_folder, tiny_folder).checked().out == ""
+    assert model_of(server.files("org/training", "steps")) == on_disk(tiny_folder)
+    assert list(server.files("org/training")) == [".gitattributes"]
+
+
+def test_a_push_that_was_killed_goes_on(server, clients, model):
+    for part in ("unet", "vae", "controlnet"):
+        getattr(tiny_pipeline(seed=50), part).save_pretrained(model / part)
+    before = server.asked("POST", "/lfs-verify")
+    server.faults.append(Fault("PUT", "/lfs-part/", "stall", 100))  # the U-Net's, which is the only large one
+    number = clients.start(PUSH, model, "org/killed")
+    wait_until(lambda: server.faults[0].times < 100 and server.asked("POST", "/lfs-verify") == before + 2)
+    clients.kill(number)
+    assert list(server.files("org/killed")) == [".gitattributes"]
+    server.faults.clear()
+    whole = server.asked("PUT", "/lfs/")
+    clients.run(PUSH, model, "org/killed").checked()
+    assert server.asked("PUT", "/lfs/") == whole  # what was complete is not sent again
+    assert model_of(server.files("org/killed")) == on_disk(model)
+    assert len(server.repo("org/killed").history()) == 2
+
+
+def wait_until(holds):
+    end = time.monotonic() + 250
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_through_xet(server, tiny_folder, tmp_path):
+    code = PUSH + "\nfrom backshan_diffusers.hub import pull; print(push(*sys.argv[1:3]).oid, pull(sys.argv[2]))"
+    done = run_apart(server, tmp_path / "home", code, tiny_folder, "org/xet", HF_HUB_DISABLE_XET=None)
+    first, second, folder = done.checked().out.split()
+    commit = server.repo("org/xet").find("main")
+    assert first == second == commit.oid
+    weights = [name for name in commit.files if name.endswith(".safetensors")]
+    assert all(server.xet_hash(commit.files[name].sha256) for name in weights)
+    assert len(weights) == 4
+    assert on_disk(Path(folder)) == on_disk(tiny_folder)
+
+
+def test_a_private_repository(server, clients, tiny_folder, pushed):
+    push = "import sys; from backshan_diffusers.hub import push; push(sys.argv[1], sys.argv[2], private=True)"
+    clients.run(push, tiny_folder, "org/private").checked()
+    assert server.repo("org/private").private
+    pull = "from backshan_diffusers.hub import pull; print(pull('org/private'))"
+    stranger = clients.run(pull, HF_TOKEN="")
+    assert said(stranger.err).endswith(
+        "MissingRepoError: org/private does not exist, or is private and needs a token (hf auth login)."
+    )
+    folder = clients.run(pull).checked().out.strip()
+    assert on_disk(Path(folder)) == on_disk(tiny_folder)
+    known = "from backshan_diffusers import BackToFrontPipeline as P; P.from_pretrained('org/private', token='%s')"
+    clients.forget()
+    clients.run(known % TOKEN, HF_TOKEN="").checked()
+    refused = clients.run(push, tiny_folder, pushed)
+    assert f"{pushed} exists and is public: make it private on the Hub first" in said(refused.err)
+
+
+def test_another_branch(server, clients, pushed, model):
+    tiny_pipeline(seed=5).unet.save_pretrained(model / "unet")
+    before = server.files(pushed)
+    push = "import sys; from backshan_diffusers.hub import push; push(sys.argv[1], sys.argv[2], revision='steps/100')"
+    clients.run(push, model, pushed).checked()
+    assert server.files(pushed) == before
+    assert model_of(server.files(pushed, "steps/100")) == on_disk(model)
+    commit = server.repo(pushed).branches["steps/100"]
+    server.repo(pushed).tags["v1"] = commit
+    load = """
+    import sys
+    from backshan_diffusers import BackToFrontPipeline
+    from backshan_diffusers.hub import pull
+    for revision in ("steps/100", "v1", sys.argv[2]):
+        pipe = BackToFrontPipeline.from_pretrained(sys.argv[1], revision=revision)
+        print(float(pipe.unet.conv_in.weight.sum()), pull(sys.argv[1], revision))
+    print(float(BackToFrontPipeline.from_pretrained(sys.argv[1]).unet.conv_in.weight.sum()), "main")
+    """
+    out = clients.run(textwrap.dedent(load), pushed, commit).checked().out.split()
+    first, other = (str(float(tiny_pipeline(seed=seed).unet.conv_in.weight.sum())) for seed in (5, 0))
+    assert out[::2] == [first] * 3 + [other]
+    assert all(folder.endswith(commit) for folder in out[1:6:2])
+
+
+def test_a_card_of_ones_own_stays(server, clients, tiny_folder):
+    clients.run(PUSH, tiny_folder, "org/own").checked()
+    assert cards.MARK in server.files("org/own")["README.md"].decode()
+    server.put("org/own", {"README.md": b"---\nlicense: mit\n---\nMine."})
+    clients.run(PUSH, tiny_folder, "org/own").checked()
+    assert server.files("org/own")["README.md"].endswith(b"Mine.")
+    server.put("org/own", {"README.md": f"---\nlicense: mit\n---\n{cards.MARK}".encode()})
+    clients.run(PUSH, tiny_folder, "org/own").checked()
+    assert b"## How to use" in server.files("org/own")["README.md"]
+
+
+def test_weights_of_an_earlier_push_do_not_win(server, clients, tmp_path):
+    tiny_pipeline(seed=1).save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
+    tiny_pipeline(seed=2).save_pretrained(tmp_path / "whole")
+    load = """
+    import sys
+    from backshan_diffusers import BackToFrontPipeline
+    print(float(BackToFrontPipeline.from_pretrained(sys.argv[1]).unet.conv_in.weight.sum()))
+    """
+    for number, name in enumerate(("sharded", "whole"), start=1):
+        clients.run(PUSH, tmp_path / name, "org/shards").checked()
+        assert model_of(server.files("org/shards")) == on_disk(tmp_path / name)
+        out = clients.run(textwrap.dedent(load), "org/shards").checked().out
+        assert float(out) == float(tiny_pipeline(seed=number).unet.conv_in.weight.sum())
+    assert any("-of-" in name for name in server.repo("org/shards").history()[1].files)
+
+
+def test_variants_lie_beside_each_other(server, clients, tiny_folder):
+    clients.run(PUSH, tiny_folder, "org/variants").checked()
+    code = """
+    import sys, torch
+    from backshan_diffusers import BackToFrontPipeline
+    pipe = BackToFrontPipeline.from_pretrained(sys.argv[1]).to(torch.float16)
+    pipe.push_to_hub("org/variants", variant="fp16")
+    loaded = BackToFrontPipeline.from_pretrained("org/variants", variant="fp16", dtype=torch.float16)
+    assert all((a == b).all() for a, b in zip(loaded.unet.parameters(), pipe.unet.parameters()))
+    from backshan_diffusers.hub import pull
+    print(pull("org/variants"))
+    """
+    folder = clients.run(textwrap.dedent(code), tiny_folder).checked().out.strip().splitlines()[-1]
+    names = set(model_of(server.files("org/variants")))
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in names
+    assert "text_encoder/model.fp16.safetensors" in names
+    assert set(on_disk(tiny_folder)) <= names
+    assert load_file(Path(folder) / "unet/diffusion_pytorch_model.safetensors").keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", ""),
+        ("unet/diffusion_pytorch_model.fp16.safetensors", "fp16"),
+        ("unet/diffusion_pytorch_model-00001-of-00002.safetensors", ""),
+        ("unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "fp16"),
+        ("unet/diffusion_pytorch_model-00001-of-00002.fp16.safetensors", "fp16"),
+        ("unet/diffusion_pytorch_model.safetensors.index.json", ""),
+        ("unet/diffusion_pytorch_model.safetensors.index.fp16.json", "fp16"),
+        ("text_encoder/pytorch_model.bin", ""),
+        ("unet/config.json", None),
+        ("model_index.json", None),
+        ("sheet.png", None),
+    ],
+)
+def test_the_variant_in_a_name(name, variant):
+    assert hub.variant_of(name) == variant
+
+
+def test_the_classes_push_themselves(server, clients, tiny_folder):
+    code = """
+    import sys
+    from backshan_diffusers import BackToFrontPipeline
+    pipe = BackToFrontPipeline.from_pretrained(sys.argv[1])
+    pipe.push_to_hub("org/by-class", commit_message="from Python")
+    pipe.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="org/by-save")
+    pipe.controlnet.push_to_hub("org/net-by-class", private=True)
+    pipe.controlnet.push_to_hub("org/by-class", subfolder="other")
+    pipe.controlnet.push_to_hub("org/net-by-class", create_pr=True)
+    pipe.controlnet.register_to_config(default_num_inference_steps=2)
+    pipe.controlnet.push_to_hub("org/net-by-class", create_pr=True)
+    """
+    clients.run(textwrap.dedent(code), tiny_folder, clients.folder / "saved").checked()
+    for name in ("org/by-class", "org/by-save"):
+        files = server.files(name)
+        assert {k: v for k, v in model_of(files).items() if not k.startswith("other/")} == on_disk(tiny_folder)
+        assert b"## How to use" in files["README.md"]
+        assert "pipeline.py" in files
+    assert [each.title for each in server.repo("org/by-class").history()][1] == "from Python"
+    assert "other/config.json" in server.files("org/by-class")
+    assert "other/README.md" not in server.files("org/by-class")
+    files = server.files("org/net-by-class")
+    assert set(files) == {".gitattributes", "README.md", "config.json", "diffusion_pytorch_model.safetensors"}
+    assert b"A ControlNet of" in files["README.md"]
+    assert server.repo("org/net-by-class").private
+    assert (
+        list(server.repo("org/net-by-class").pulls) == ["refs/pr/1"]
+        or "refs/pr/2" in server.repo("org/net-by-class").pulls
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), "has no model_index.json, and no config.json"),
+        (lambda folder: shutil.rmtree(folder / "unet"), "model/unet is missing"),
+        (
+            lambda folder: (folder / "vae/diffusion_pytorch_model.safetensors").rename(folder / "vae/model.bin"),
+            "has its weights only as a pickle",
+        ),
+        (
+            lambda folder: (folder / "controlnet/config.json").write_text("{}"),
+            "does not record how it reads a picture",
+        ),
+        (lambda folder: (folder / "evaluation.json").write_text("{}"), "is no report of benchmarks/mini_quality.py"),
+        (lambda folder: (folder / "training_config.yaml").write_text("- 1"), "holds no training config"),
+    ],
+)
+def test_a_folder_that_cannot_be_pushed(model, change, words):
+    change(model)
+    with pytest.raises((OSError, ValueError), match=words) as refusal:
+        hub.push(model, "org/any")  # nothing is asked of any Hub
+    assert str(refusal.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("name", ["", "a/b/c", "../up", "/abs/olute", "a b", "a--b", "org/.."])
+def test_names_that_no_repository_has(name, tiny_folder):
+    for call in (lambda: hub.push(tiny_folder, name), lambda: hub.pull(name), lambda: hub.pull_pairs(name)):
+        with pytest.raises(hub.HubError, match="is no id of a repository: give one as owner/name."):
+            call()
+
+
+# cards
+
+
+def with_records(model: Path, **record) -> Path:
+    """A run's folder: the pipeline with what lies beside it."""
+    folder = model.rename(model.with_name("pipeline"))
+    record = {"stage": "joint", "source": "wardrobe", "base_model": None, "max_steps": 7, "batch_size": 2} | record
+    (folder.parent / "training_config.yaml").write_text(yaml.safe_dump(record))
+    results = {"count": 5, "size_px": 64, "split": "test"}
+    results["systems"] = {"generated": {"person_l1": {"mean": 0.125, "low": 0.1, "high": 0.2}}}
+    table = {"title": "5 test pairs", "columns": ["system", "person L1"], "rows": [["generated", "0.125"]]}
+    (folder.parent / "evaluation.json").write_text(json.dumps({"results": results, "tables": [table]}))
+    PIL.Image.new("RGB", (8, 8)).save(folder.parent / "sheet.png")
+    return folder
+
+
+def test_a_card_says_what_is_known(server, clients, model):
+    folder = with_records(model, output_dir="runs/x", cache_dir="/cache", source_path=None)
+    clients.run(PUSH, folder, "org/known").checked()
+    files = server.files("org/known")
+    card = ModelCard(files["README.md"].decode())
+    data = card.data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "diffusers", "image-to-image")
+    assert (data.base_model, data.model_name) == (None, "known")
+    assert set(data.tags) == {"backshan-diffusers", "controlnet", "stable-diffusion", "back-to-front"}
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_split) == ("person_l1", 0.125, "test")
+    assert (result.task_type, result.dataset_type) == ("image-to-image", "wardrobe")
+    assert files["sheet.png"] == (folder.parent / "sheet.png").read_bytes()
+    assert "![Back, generated front and true front](sheet.png)" in card.text
+    assert "| generated | 0.125 |" in card.text
+    assert "Stage `joint`: 7 steps of 2 pairs of the source `wardrobe`" in card.text
+    assert "Those were drawn by code" in card.text
+    assert "A generated front is a\nguess, not a fact" in card.text
+    assert "consented" in card.text
+    for place in ("runs/x", "/cache", "output_dir"):
+        assert place not in card.text
+    assert "{{" not in card.text
+
+
+def test_a_card_of_a_model_made_from_another(model):
+    folder = with_records(model, base_model="some/base", source="folder", source_path="/home/me/people")
+    card = ModelCard(cards.model_card(folder, "org/derived"))
+    assert (card.data.license, card.data.base_model) == ("other", "some/base")
+    assert "has not named a licence for the weights: ask before you use them" in card.text
+    assert "`some/base`, holds for them too" in card.text
+    assert "/home/me" not in card.text
+    assert "drawn by code" not in card.text
+    assert ModelCard(cards.model_card(folder, "org/derived", "mit")).data.license == "mit"
+    with_place = with_records(folder, base_model=str(folder))
+    assert ModelCard(cards.model_card(with_place, "org/x")).data.base_model is None
+    assert str(folder.parent) not in cards.model_card(with_place, "org/x")
+
+
+def test_a_card_where_nothing_is_known(model):
+    text = cards.model_card(model, "org/x")
+    assert "Not recorded." in text
+    assert "Not measured." in text
+    assert ModelCard(text).data.license == "other"
+
+
+# the ways to load
+
+
+def blocks(card: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card, re.S)
+
+
+def fronts(clients, card: str, tmp_path: Path) -> list[np.ndarray]:
+    """What the code of a card makes, each block in a process that has never downloaded anything."""
+    made = []
+    for number, code in enumerate(blocks(card)):
+        clients.forget()
+        before = "" if "backshan_diffusers" in code else WITHOUT_PACKAGE
+        stock = "image=control" in code
+        # the card's own call runs too; this one has a seed
+        asked = '("Front side of the person", control)' if stock else '("back.png",)'
+        settings = "{'num_inference_steps': 3, 'guidance_scale': 1.0}" if stock else "{}"
+        after = f"\nassert front.size == (64, 64)\nasked, settings = {asked}, {settings}{FRONT}"
+        path = tmp_path / f"{number}.npy"
+        clients.run(before + code + after, path).checked()
+        made.append(np.load(path))
+    return made
+
+
+@pytest.mark.parametrize("conditioning", ["rgb", "canny+rgb"])
+def test_the_ways_on_the_card_of_a_pipeline(server, clients, tmp_path, drawn_backs, conditioning):
+    pipe = tiny_pipeline(conditioning)
+    pipe.save_pretrained(tmp_path / "model")
+    name = f"org/ways-{conditioning.replace('+', '-')}"
+    clients.run(PUSH, tmp_path / "model", name).checked()
+    card = server.files(name)["README.md"].decode()
+    codes = blocks(card)
+    assert len(codes) == 4
+    assert f'BackToFrontPipeline.from_pretrained("{name}")' in codes[0]
+    assert f'custom_pipeline="{name}", trust_remote_code=True' in codes[1]
+    assert "StableDiffusionControlNetPipeline.from_pretrained" in codes[2]
+    assert 'subfolder="controlnet"' in codes[3]
+    expected = pipe(
+        drawn_backs[0], generator=torch.Generator().manual_seed(0), output_type="np", num_inference_steps=3
+    ).images[0]
+    for made in fronts(clients, card, tmp_path):
+        assert np.array_equal(made, expected)
+    assert server.unknown == []
+
+
+def test_a_controlnet_alone_with_a_base_by_id(server, clients, tmp_path, drawn_backs):
+    pipe = tiny_pipeline()
+    parts = {name: part for name, part in pipe.components.items() if name not in ("controlnet", "image_encoder")}
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(tmp_path / "base")
+    server.put("some/base", on_disk(tmp_path / "base"))
+    pipe.controlnet.save_pretrained(tmp_path / "net")
+    (tmp_path / "net/training_config.yaml").write_text(yaml.safe_dump({"base_model": "some/base"}))
+    clients.run(PUSH, tmp_path / "net", "org/net").checked()
+    card = server.files("org/net")["README.md"].decode()
+    assert ModelCard(card).data.base_model == "some/base"
+    assert len(blocks(card)) == 2
+    expected = pipe(drawn_backs[0], generator=torch.Generator().manual_seed(0), output_type="np").images[0]
+    for made in fronts(clients, card, tmp_path):
+        assert np.array_equal(made, expected)
+    stock = """
+    from diffusers import ControlNetModel
+    net = ControlNetModel.from_pretrained("org/net")
+    print(net.config["conditioning"], type(net).__name__)
+    """
+    assert clients.run(WITHOUT_PACKAGE + textwrap.dedent(stock)).checked().out == "rgb ControlNetModel\n"
+
+
+def test_the_code_runs_only_where_it_is_trusted(clients, pushed):
+    code = f"""
+    from diffusers import DiffusionPipeline
+    print(type(DiffusionPipeline.from_pretrained("{pushed}")).__name__)
+    DiffusionPipeline.from_pretrained("{pushed}", custom_pipeline="{pushed}")
+    """
+    done = clients.run(WITHOUT_PACKAGE + textwrap.dedent(code))
+    assert done.out.strip() == "StableDiffusionControlNetPipeline"
+    assert "trust_remote_code=True" in done.err
+
+
+def test_the_carried_code_is_the_packages_own():
+    for name, text in remote_code.sources().items():
+        compile(text, name, "exec")
+        assert not re.search(r"^\s*from \.\.|^\s*from \.\w+\.|^\s*(from|import) backshan_diffusers", text, re.M), name
+        for needed in re.findall(r"^\s*from \.(\w+) import", text, re.M):
+            assert f"{needed}.py" in remote_code.sources()
+    assert "hub.py" not in remote_code.sources()
+
+
+# from the Hub
+
+
+def test_offline_with_what_was_downloaded_before(server, clients, pushed, tmp_path, tiny_folder):
+    code = f"""
+    import sys
+    from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
+    from backshan_diffusers.hub import find_model, pull
+    BackToFrontPipeline.from_pretrained("{pushed}")
+    BackToFrontPipeline.from_pretrained("{pushed}", local_files_only=True)
+    BackshanControlNetModel.from_pretrained("{pushed}", subfolder="controlnet")
+    print(find_model("{pushed}").folder)
+    """
+    warm = textwrap.dedent(code)
+    home = tmp_path / "home"
+    first = run_apart(server, home, warm).checked().out
+    asked = len(server.requests)
+    cold = textwrap.dedent(
+        """
+        for name in ("org/other", "org/another"):
+            try:
+                pull(name)
+            except Exception as error:
+                print(type(error).__name__, error)
+        """
+    )
+    out = run_apart(server, home, warm + cold, HF_HUB_OFFLINE="1").checked().out
+    assert out.startswith(first)
+    assert out.count("UnreachableHubError org/") == 2
+    assert "was not downloaded before, and HF_HUB_OFFLINE is set" in out
+    assert len(server.requests) == asked
+    gone = run_apart(server, home, IMPATIENT + warm + cold, HF_ENDPOINT="http://127.0.0.1:9").checked()
+    assert gone.out.startswith(first)
+    assert gone.out.count("UnreachableHubError the Hub does not answer as it should (") == 2
+    assert "what was downloaded before is used" in gone.err
+    assert on_disk(Path(first.strip())) == on_disk(tiny_folder)
+
+
+def test_what_is_missing_is_said(server, clients, pushed, tiny_folder):
+    files = on_disk(tiny_folder)
+    server.put("org/net-only", {"config.json": files["controlnet/config.json"]})
+    server.put("org/gone", files)
+    del server.repo("org/gone").find("main").files["unet/config.json"]
+    code = f"""
+    from backshan_diffusers.hub import HubError, pull, pull_pairs, push
+    for call in (
+        lambda: pull("org/nothing"),
+        lambda: pull("{pushed}", "no-such-branch"),
+        lambda: pull("org/net-only"),
+        lambda: pull_pairs("org/nothing"),
+        lambda: push("{tiny_folder}", "org/x", token="hf_wrong"),
+    ):
+        try:
+            call()
+        except HubError as error:
+            print(type(error).__name__ + ": " + str(error))
+    """
+    said = clients.run(textwrap.dedent(code)).checked().out.splitlines()
+    assert said == [
+        "MissingRepoError: org/nothing does not exist, or is private and needs a token (hf auth login).",
+        f"MissingRevisionError: {pushed} has no revision no-such-branch: give a branch, a tag or a commit of it.",
+        "MissingFileError: org/net-only has no model_index.json: give a repository with a pipeline, or open its"
+        " ControlNet with BackshanControlNetModel.from_pretrained.",
+        "MissingRepoError: org/nothing does not exist, or is private and needs a token (hf auth login).",
+        "HubError: this token may not do that with org/x: log in with one that may (hf auth login).",
+    ]
+
+
+def test_from_pretrained_says_what_is_missing(clients, pushed, server, tiny_folder):
+    files = on_disk(tiny_folder)
+    server.put("org/no-config", {k: v for k, v in files.items() if k != "unet/config.json"})
+    code = f"""
+    from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
+    for name, kwargs in (
+        ("org/nothing", {{}}),
+        ("{pushed}", {{"revision": "no-such-branch"}}),
+        ("org/no-config", {{}}),
+    ):
+        try:
+            BackToFrontPipeline.from_pretrained(name, **kwargs)
+        except OSError as error:
+            print(type(error).__name__)
+    """
+    names = clients.run(textwrap.dedent(code)).checked().out.split()
+    assert len(names) == 3
+    assert names[0] in ("RepositoryNotFoundError", "OSError")
+    assert names[1] in ("RevisionNotFoundError", "OSError")
+
+
+def test_pickles_are_refused_before_they_are_downloaded(server, clients, tiny_folder):
+    files = on_disk(tiny_folder)
+    files["unet/diffusion_pytorch_model.bin"] = files.pop("unet/diffusion_pytorch_model.safetensors")
+    server.put("org/pickles", files)
+    code = """
+    from backshan_diffusers import BackToFrontPipeline
+    from backshan_diffusers.hub import pull
+    try:
+        BackToFrontPipeline.from_pretrained("org/pickles")
+    except OSError as error:
+        print("safetensors" in str(error))
+    pull("org/pickles")
+    """
+    done = clients.run(textwrap.dedent(code))
+    assert done.out == "True\n"
+    assert (
+        "HubError: org/pickles has the weights of unet only as a pickle, which could run any code: ask its owner for"
+        " safetensors." in said(done.err)
+    )
+    blob = server.repo("org/pickles").find("main").files["unet/diffusion_pytorch_model.bin"].sha256
+    assert server.asked("GET", blob) == 0
+
+
+def test_names_from_outside_stay_inside(server, clients, tiny_folder):
+    files = on_disk(tiny_folder)
+    index = json.loads(files["model_index.json"]) | {"../unet": ["diffusers", "UNet2DConditionModel"]}
+    files["model_index.json"] = json.dumps(index).encode()
+    outside = ("../evil.json", "unet/../../../evil.json", "/evil.json", "../unet/evil.json", "unet/..\\evil.json")
+    server.put("org/evil", {**files, **dict.fromkeys(outside, b"{}")})
+    clients.forget()
+    done = clients.run("from backshan_diffusers.hub import pull; print(pull('org/evil'))").checked()
+    assert set(on_disk(Path(done.out.strip()))) == set(on_disk(tiny_folder))
+    assert list(clients.folder.parent.rglob("*evil.json")) == []
+
+
+def test_a_download_that_breaks_off_goes_on(server, clients, tmp_path):
+    files = on_disk_of_large(tmp_path)
+    server.put("org/large", files)
+    clients.forget()
+    server.faults.append(Fault("GET", "/cdn/", "cut"))
+    pull = "from backshan_diffusers.hub import pull; print(pull('org/large'))"
+    folder = clients.run(pull).checked().out.strip()
+    assert on_disk(Path(folder)) == files
+    assert len(server.ranges) == 1
+
+
+def on_disk_of_large(tmp_path: Path) -> dict[str, bytes]:
+    tiny_pipeline(seed=9).save_pretrained(tmp_path / "large")
+    return on_disk(tmp_path / "large")
+
+
+def test_a_download_that_was_killed_goes_on(server, clients, tmp_path):
+    files = on_disk_of_large(tmp_path)
+    server.put("org/large-too", files)
+    clients.forget()
+    server.faults += [Fault("GET", "/cdn/", "none", 2), Fault("GET", "/cdn/", "stall", 9)]
+    pull = "from backshan_diffusers.hub import pull; print(pull('org/large-too'))"
+    number = clients.start(pull)
+    wait_until(lambda: server.faults[1].times < 9)
+    clients.kill(number)
+    server.faults.clear()
+    before = server.asked("GET", "/cdn/")
+    folder = clients.run(pull).checked().out.strip()
+    assert on_disk(Path(folder)) == files
+    assert server.asked("GET", "/cdn/") - before < 4
+
+
+# the command
+
+
+def command(clients, *arguments, before: str = ""):
+    return clients.run(
+        f"{before}\nimport sys; from backshan_diffusers import cli; sys.exit(cli.main(sys.argv[1:]))", *arguments
+    )
+
+
+def test_the_command_pushes(server, clients, tiny_folder):
+    done = command(
+        clients, "push", tiny_folder, "org/by-command", "--private", "--revision", "dev", "--license", "mit"
+    )
+    assert done.code == 0
+    head = server.repo("org/by-command").branches["dev"]
+    assert done.out == f"org/by-command holds {tiny_folder}: {server.url}/org/by-command/commit/{head}\n"
+    assert server.repo("org/by-command").private
+    assert list(server.files("org/by-command")) == [".gitattributes"]
+    assert ModelCard(server.files("org/by-command", "dev")["README.md"].decode()).data.license == "mit"
+    assert "backshan: " not in done.err
+
+
+def test_the_command_says_why_it_cannot(server, clients, tiny_folder, tmp_path):
+    done = command(clients, "push", tmp_path, "org/no")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"backshan: {tmp_path} has no model_index.json, and no config.json")
+    assert ("models", "org/no") not in server.repos
+    server.faults.append(Fault("POST", "/repos/create", "403", 100))
+    done = command(clients, "push", tiny_folder, "org/no")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "backshan: this token may not do that with org/no: log in with one that may (hf auth login).\n"
+
+
+def test_the_command_generates_with_a_repository_and_says_so(server, clients, pushed, tiny_folder):
+    head = server.repo(pushed).branches["main"]
+    done = command(clients, "generate", "back.png", "--model", pushed, "-o", "of-hub.png")
+    assert done.code == 0
+    assert f"backshan: the model is the Hub repository {pushed} at {head[:7]}.\n" in done.err
+    done = command(clients, "generate", "back.png", "--model", tiny_folder, "-o", "of-folder.png")
+    assert (done.code, done.err) == (0, "")
+    pictures = [np.asarray(PIL.Image.open(clients.folder / name)) for name in ("of-hub.png", "of-folder.png")]
+    assert np.array_equal(*pictures)
+    done = command(clients, "generate", "back.png", "--model", "org/nothing")
+    assert done.code == 2
+    assert "backshan: org/nothing does not exist, or is private and needs a token" in done.err
+
+
+def test_the_order_in_which_a_name_is_looked_for(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub.find_model("mini").origin == "the embedded mini"
+    (tmp_path / "mini").mkdir()
+    assert hub.find_model("mini").origin == "the embedded mini"
+    shutil.copytree(tiny_folder, tmp_path / "mini", dirs_exist_ok=True)
+    assert hub.find_model("mini").origin == "the folder mini"
+    assert hub.find_model("mini").is_choice
+    shutil.copytree(tiny_folder, tmp_path / "org/repo")
+    assert hub.find_model("org/repo") == hub.Model(Path("org/repo"), "the folder org/repo", True)
+    assert not hub.find_model(str(tmp_path / "org/repo")).is_choice
+
+
+def test_the_page_about_the_hub(server, clients, tmp_path, tiny_folder, datasets_cache):
+    """Its code runs from top to bottom, against this Hub."""
+    page = Path(__file__).parents[1] / "docs/hub.md"
+    found = re.findall(r"^<!-- not run: .+ -->\n```(\w+)\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
+    shutil.copytree(tiny_folder, clients.folder / "runs/mini/joint/pipeline")
+    (clients.folder / "pairs/train").mkdir(parents=True)
+    for row in load_pairs("wardrobe", split="train", size=64, count=2):
+        for view in ("back", "front"):
+            row[view].save(clients.folder / f"pairs/train/{row['item_id']}_{view}.png")
+    server.put("owner/base-model", on_disk(tiny_folder))
+    for language, code in found:
+        if language == "bash":
+            for line in code.splitlines():
+                assert command(clients, *line.split()[1:]).code == 0
+        else:
+            clients.run(code).checked()
+    assert len(found) == 7
+    assert server.repo("owner/my-model").private
+    assert set(server.repo("owner/my-model").branches) == {"main", "dev"}
+
+
+# pairs
+
+
+def rows_equal(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(
+        np.array_equal(first[name], second[name])
+        if isinstance(first[name], PIL.Image.Image)
+        else first[name] == second[name]
+        for name in first
+    )
+
+
+def test_pairs_are_pushed_and_read_back(server, clients, datasets_cache):
+    code = """
+    from backshan_diffusers.hub import pull_pairs, push_pairs
+    for _ in range(2):
+        push_pairs("org/pairs", "wardrobe", size=64, splits={"train": 10, "validation": 3}, license="apache-2.0")
+    print(pull_pairs("org/pairs"))
+    """
+    folder = clients.run(textwrap.dedent(code)).checked().out.split()[-1]
+    for split, count in (("train", 10), ("validation", 3)):
+        own = load_pairs("wardrobe", split=split, size=64, count=count)
+        back = load_pairs("folder", path=folder, split=split, size=64)
+        assert len(back) == count
+        assert all(map(rows_equal, own, back))
+    repo = server.repo("org/pairs", "datasets")
+    assert len(repo.history()) == 2
+    files = server.files("org/pairs", kind="datasets")
+    assert sorted(files) == [
+        ".gitattributes",
+        "README.md",
+        "data/train-00000-of-00001.parquet",
+        "data/validation-00000-of-00001.parquet",
+    ]
+    card = DatasetCard(files["README.md"].decode())
+    assert (card.data.license, card.data.task_categories) == ("apache-2.0", ["image-to-image"])
+    assert "| train | 10 | 9 |" in card.text
+    assert "`front_face`" in card.text
+    assert "there is no person behind them" in card.text
+    clients.forget()
+    clients.run(blocks(card.text)[0] + "\nassert len(pairs) == 10 and pairs[0]['front_face'] is not None").checked()
+
+
+def test_pairs_of_ones_own_are_pushed(server, clients, tmp_path, drawn_backs, datasets_cache):
+    folder = tmp_path / "pairs/train"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        for view in ("back", "front"):
+            picture = PIL.Image.effect_noise((40 + number, 60), 90 if view == "back" else 50).convert("RGB")
+            picture.save(folder / f"coat-{number}_{view}.png")
+    (folder / "metadata.csv").write_text("item_id,group_id,colour\ncoat-0,a,red\ncoat-1,a,blue\n")
+    code = """
+    import sys
+    from backshan_diffusers.hub import pull_pairs, push_pairs
+    pairs = {"path": sys.argv[1], "size": 48, "splits": {"train": None}}
+    push_pairs("org/own-pairs", "folder", **pairs, license="other", private=True)
+    print(pull_pairs("org/own-pairs"))
+    """
+    out = clients.run(textwrap.dedent(code), tmp_path / "pairs").checked().out.split()[-1]
+    own, back = (load_pairs("folder", path=path, split="train", size=48) for path in (tmp_path / "pairs", out))
+    assert len(back) == 3
+    assert all(map(rows_equal, own, back))
+    assert server.repo("org/own-pairs", "datasets").private
+    assert "Pictures of people are personal" in server.files("org/own-pairs", kind="datasets")["README.md"].decode()
+    missing = clients.run("from backshan_diffusers.hub import pull_pairs; pull_pairs('org/no-pairs')")
+    assert "MissingRepoError: org/no-pairs does not exist" in said(missing.err)
+
+
+def test_the_environment_of_a_client_has_nothing_of_this_process(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert environment(server, tmp_path)["HF_ENDPOINT"] == server.url
+    assert "HF_HUB_OFFLINE" not in environment(server, tmp_path)
