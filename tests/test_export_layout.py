@@ -246,7 +246,7 @@ def stock(folder):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (shutil.rmtree, "does not exist: give one of a saved model, or mini."),
+        (shutil.rmtree, "does not exist: give the folder of a saved pipeline, a Hub repo id, or mini."),
         (lambda folder: shutil.rmtree(folder / "controlnet"), "is missing"),
         (
             lambda folder: (folder / "controlnet" / "config.json").unlink(),

@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 MARK = re.compile(r"^<!-- not run", re.M)
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
-NOT_RUN = 4
+NOT_RUN = 11
 """Blocks that are marked as not run; another one should be a decision."""
 
 
