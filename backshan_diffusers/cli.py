@@ -39,6 +39,9 @@ SHEET_CELL_SIDE = 256
 LARGEST_NUMBER = 2**63 - 1
 """Of a seed, and of whatever else is counted."""
 
+LONGEST_STEM = 230
+"""Bytes of a back's name that go into that of its front, which a number may follow."""
+
 MOST_FRONTS = 1_000_000
 """Of one run: each is planned before the first is made."""
 
@@ -358,7 +361,9 @@ def _expand(argument: str) -> tuple[list[Path], list[str]]:
     paths, sentences = [], []
     for match in [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True)):
         try:
-            paths += _pictures_in(Path(match)) if os.path.isdir(match) else [Path(match)]
+            pictures, others = _pictures_in(Path(match)) if os.path.isdir(match) else ([Path(match)], [])
+            paths += pictures
+            sentences += others
         except OSError as error:
             sentences.append(f"the folder {match} cannot be read ({error.strerror}): give one that can.")
     if not paths and not sentences:
@@ -370,14 +375,15 @@ def _expand(argument: str) -> tuple[list[Path], list[str]]:
     return paths, sentences
 
 
-def _pictures_in(folder: Path) -> list[Path]:
-    from .pictures import PICTURE_SUFFIXES
+def _pictures_in(folder: Path) -> tuple[list[Path], list[str]]:
+    """The pictures of a folder, sorted, and a sentence about those that nothing here can open."""
+    from .pictures import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 
-    return [
-        entry
-        for entry in sorted(folder.iterdir())
-        if entry.suffix.lower() in PICTURE_SUFFIXES and not entry.name.startswith(".") and not os.path.isdir(entry)
-    ]
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".") and not entry.is_dir()]
+    unread = [entry for entry in entries if entry.suffix.lower() in UNREAD_SUFFIXES]
+    named = f"{unread[0].name}{', ...' if len(unread) > 1 else ''}" if unread else ""
+    sentence = f"{len(unread)} of the pictures in {folder} cannot be opened ({named}): convert to JPEG."
+    return [entry for entry in entries if entry.suffix.lower() in PICTURE_SUFFIXES], [sentence] if unread else []
 
 
 def plan(backs: list[Path], out: str, num_images: int, with_sheet: bool) -> tuple[list[Job], Path | None]:
@@ -418,15 +424,23 @@ def plan(backs: list[Path], out: str, num_images: int, with_sheet: bool) -> tupl
 
 
 def _distinct_stems(backs: list[Path]) -> list[str]:
-    """The files' names without suffix; where that was taken, with the folder's name, and then with a number."""
+    """The files' names without suffix; where that was taken, with the folder's name, and then with a number. Those too
+    long for a front's name are cut."""
     stems: dict[str, str] = {}
     for back in backs:
         names = itertools.chain(
-            (back.stem, f"{back.absolute().parent.name}_{back.stem}"), (f"{back.stem}_{n}" for n in itertools.count(2))
+            (_cut(back.stem), _cut(f"{back.absolute().parent.name}_{back.stem}")),
+            (f"{_cut(back.stem)}_{n}" for n in itertools.count(2)),
         )
         stem = next(name for name in names if name.casefold() not in stems)
         stems[stem.casefold()] = stem
     return list(stems.values())
+
+
+def _cut(stem: str) -> str:
+    """What of a name leaves room for what is put behind it in a file's name of the usual 255 bytes."""
+    encoded = os.fsencode(stem)
+    return stem if len(encoded) <= LONGEST_STEM else encoded[:LONGEST_STEM].decode("utf-8", "ignore")
 
 
 def _check_folder(folder: Path, targets: list[Path]) -> None:
@@ -466,16 +480,17 @@ def _check_targets(targets: list[Path], backs: list[Path]) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    import PIL.Image
+    import PIL.PngImagePlugin
 
     if not path.is_file():  # to open a pipe would wait for its other end
         return False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of many pixels: none is decoded
-            with PIL.Image.open(path) as picture:
+            # not PIL.Image.open, which refuses the pixels of a long sheet
+            with PIL.PngImagePlugin.PngImageFile(path) as picture:
                 return picture.info.get("Software") == PROGRAM
-    except Exception:  # whatever PIL cannot open is not ours
+    except Exception:  # whatever is no PNG is not ours
         return False
 
 
@@ -616,7 +631,7 @@ def _write_pictures(
             tally.failed.add(job.back)
             _report(
                 f"the front of {job.back} with seed {seed} has values that are not finite, so it is not written:"
-                " give a smaller --guidance, or --dtype float32."
+                f" give a smaller --guidance{'' if options.dtype == 'float32' else ', or --dtype float32'}."
             )
         elif _save(front, job.result, metadata | {"seed": seed, "source": _text(job.back.name)}):
             tally.written += 1
@@ -627,7 +642,8 @@ def _write_pictures(
             tally.failed.add(job.back)
         progress.update()
     if rows:
-        picture = picture_sheet(list(rows.values()), ["back"] + ["generated"] * options.num_images)
+        titles, names = ["back"] + ["generated"] * options.num_images, [back.name for back in rows]
+        picture = picture_sheet(list(rows.values()), titles, captions=names)
         if not _save(picture, sheet, metadata):
             tally.failed.add(sheet)
 

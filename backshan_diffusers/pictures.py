@@ -34,6 +34,9 @@ PICTURE_SUFFIXES = frozenset(
 )
 """What counts as a picture in a folder."""
 
+UNREAD_SUFFIXES = frozenset((".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg"))
+"""What people keep pictures in and Pillow does not open."""
+
 
 class PictureError(ValueError):
     """A picture that cannot be used; the message is one sentence that names it and says what to do."""
@@ -105,7 +108,9 @@ def _load_encoded(file: Path | BytesIO, name: Any, enough_pixels: int | None) ->
     except PermissionError as error:
         raise PictureError(f"{name} may not be read by this user: change its permissions.") from error
     except Exception as error:  # damaged headers make PIL's readers raise nearly anything
-        raise PictureError(f"{name} cannot be opened as a picture ({error}): convert it to JPEG or PNG.") from error
+        raise PictureError(
+            f"{name} cannot be opened as a picture ({error}): copy it again, or convert it to JPEG or PNG."
+        ) from error
     with image:
         if image.format == "EPS":  # PIL would let Ghostscript run it
             raise PictureError(f"{name} is a PostScript program, not a picture: convert it to JPEG or PNG.")
@@ -200,7 +205,8 @@ def _from_array(array: np.ndarray, name: Any) -> PIL.Image.Image:
             raise PictureError(f"{name} holds NaN or infinite values: give finite values in [0, 1].")
         if array.min() < 0 or array.max() > 1:
             raise PictureError(
-                f"{name} holds floats from {array.min():g} to {array.max():g}: give floats in [0, 1] or uint8."
+                f"{name} holds floats from {array.min():g} to {array.max():g}: give floats in [0, 1], or 8 bits a"
+                " channel."
             )
         array = (array.astype(np.float64) * 255).round().astype(np.uint8)
     elif array.dtype != np.uint8:
@@ -287,6 +293,7 @@ def picture_sheet(
     titles: Sequence[str] | None = None,
     cell_side: int | None = None,
     gap: int = 4,
+    captions: Sequence[str] | None = None,
 ) -> PIL.Image.Image:
     """Pictures side by side on white.
 
@@ -295,6 +302,7 @@ def picture_sheet(
         titles: one short text over each column.
         cell_side: pictures are resized to fit in squares of this side in px; by default each keeps its size.
         gap: white space between and around the pictures, in px.
+        captions: one text under each row, cut where it is wider than the sheet.
 
     Returns:
         `PIL.Image.Image`: mode `RGB`; each column is as wide and each row as high as its largest picture.
@@ -306,23 +314,42 @@ def picture_sheet(
     columns = max(len(row) for row in rows)
     if titles is not None and len(titles) != columns:
         raise ValueError(f"the sheet has {columns} columns: give as many titles, not {len(titles)}.")
+    if captions is not None and len(captions) != len(rows):
+        raise ValueError(f"the sheet has {len(rows)} rows: give as many captions, not {len(captions)}.")
     widths = [max((row[i].width for row in rows if i < len(row) and row[i]), default=0) for i in range(columns)]
     heights = [max((cell.height for cell in row if cell), default=0) for row in rows]
 
     font = PIL.ImageFont.load_default(size=min(16, max(9, max(widths) // 8)))
-    title_height = sum(font.getmetrics()) + gap if titles is not None else 0
-    size = (sum(widths) + gap * (columns + 1), sum(heights) + gap * (len(rows) + 1) + title_height)
+    line_height = sum(font.getmetrics()) + gap
+    title_height, caption_height = line_height * (titles is not None), line_height * (captions is not None)
+    height = sum(heights) + gap * (len(rows) + 1) + title_height + caption_height * len(rows)
+    size = (sum(widths) + gap * (columns + 1), height)
     sheet = PIL.Image.new("RGB", size, WHITE)
     lefts = [gap + sum(widths[:i]) + gap * i for i in range(columns)]
     for title, left, width in zip(titles or (), lefts, widths):
         PIL.ImageDraw.Draw(sheet).text((left + width / 2, gap), title, fill="black", font=font, anchor="ma")
     top = gap + title_height
-    for row, height in zip(rows, heights):
+    for row, height, caption in zip(rows, heights, captions or [""] * len(rows)):
         for cell, left, width in zip(row, lefts, widths):
             if cell:
                 sheet.paste(cell, (left + (width - cell.width) // 2, top + (height - cell.height) // 2))
-        top += height + gap
+        if caption:
+            text = _cut_to_width(caption, size[0] - 2 * gap, font)
+            PIL.ImageDraw.Draw(sheet).text((gap, top + height + gap), text, fill="black", font=font)
+        top += height + gap + caption_height
     return sheet
+
+
+def _cut_to_width(text: str, width: int, font: PIL.ImageFont.FreeTypeFont) -> str:
+    """The whole of a text, or as much of its begin and end as fits into `width` px."""
+    kept = len(text)
+    while (
+        font.getlength(cut := text if kept == len(text) else f"{text[: kept // 2]}...{text[-(kept // 2) :]}") > width
+    ):
+        kept -= 1
+        if kept < 2:
+            return ""
+    return cut
 
 
 def save_picture(picture: PIL.Image.Image, path: str | os.PathLike, metadata: Mapping[str, Any] | None = None) -> None:

@@ -225,6 +225,16 @@ def test_a_second_run_replaces_its_own_results(run, backs):
     assert all(Path("fronts", name).read_bytes() != before[name] for name in written())
 
 
+def test_a_sheet_of_more_pixels_than_pillow_opens_is_replaced(run, backs, monkeypatch):
+    assert run(backs, "--sheet")[0] == 0
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(PIL.Image.DecompressionBombError):
+        PIL.Image.open("fronts/sheet.png")
+    assert cli._is_ours(Path("fronts/sheet.png"))
+    Path("fronts/sheet.png").write_bytes(b"mine")
+    assert not cli._is_ours(Path("fronts/sheet.png"))
+
+
 def test_the_sheet_shows_each_back_beside_its_fronts(run, backs):
     Path(backs, "bad.png").write_bytes(b"")
     code, _, _ = run(backs, "--sheet", "--num-images", 2)
@@ -237,7 +247,7 @@ def test_the_sheet_shows_each_back_beside_its_fronts(run, backs):
         ]
         for stem, name in names.items()
     ]
-    expected = picture_sheet(rows, ["back", "generated", "generated"])
+    expected = picture_sheet(rows, ["back", "generated", "generated"], captions=list(names.values()))
     assert np.array_equal(pixels("fronts/sheet.png"), np.asarray(expected))
 
 
@@ -261,16 +271,20 @@ def test_a_folder_may_look_like_a_file(run, backs):
 
 def test_the_longest_names_that_the_file_system_takes(run, drawn_backs):
     longest = os.pathconf(".", "PC_NAME_MAX")
-    back = "b" * (longest - len("_front.png")) + ".png"
+    back = "b" * cli.LONGEST_STEM + ".png"
     drawn_backs[0].save(back)
     assert run(back)[0] == 0
     assert written() == [back.replace(".png", "_front.png")]
-    assert len(written()[0]) == longest
     one = "o" * (longest - len(".png")) + ".png"
     assert run(back, "-o", f"one/{one}")[0] == 0
     assert written("one") == [one]
-    drawn_backs[0].save("b" + back)
-    assert refused(run("b" + back, "-o", "new"), "b" + back.replace(".png", "_front.png"), "is too long", "rename")
+    longer = ["\u3042" * ((longest - 4) // 3) + ".png", "b" + back, back.replace(".png", "c.png")]
+    for name in longer:
+        drawn_backs[0].save(name)
+    assert run(*longer, "-o", "cut")[0] == 0
+    cut = "b" * cli.LONGEST_STEM
+    other = f"{Path.cwd().name}_{cut}"[: cli.LONGEST_STEM]
+    assert written("cut") == sorted(f"{stem}_front.png" for stem in (cut, other, "\u3042" * 76))
     assert refused(run(back, "-o", f"new/{one}", "--sheet"), one.replace(".png", "_sheet.png"), "is too long")
     assert not Path("new").exists()
 
@@ -285,6 +299,17 @@ def test_a_folder_stands_for_its_pictures_sorted(tmp_path):
     Path(tmp_path, "sub").mkdir()
     Path(tmp_path, "sub", "d.png").touch()
     assert cli.find_backs([str(tmp_path)]) == ([tmp_path / "a.png", tmp_path / "b.JPG", tmp_path / "c.tiff"], [])
+
+
+def test_pictures_that_nothing_here_opens_are_named(run, backs):
+    for name in ("b.HEIC", "a.heic", "c.svg", ".d.heic"):
+        Path(backs, name).touch()
+    code, out, err = run(backs)
+    assert (code, out) == (1, "3 of 3 fronts were written to fronts\n")
+    assert f"3 of the pictures in {backs} cannot be opened (a.heic, ...): convert to JPEG." in err
+    Path("photos").mkdir()
+    Path("photos", "a.heic").touch()
+    assert refused(run("photos"), "1 of the pictures in photos cannot be opened (a.heic): convert to JPEG.")
 
 
 def test_globs_are_expanded_and_pictures_come_once(tmp_path, monkeypatch):
@@ -758,7 +783,7 @@ def test_fronts_that_are_not_finite_are_not_written(run, backs):
     assert (code, out) == (1, "0 of 1 fronts were written to fronts\n")
     assert err == (
         f"backshan: the front of {backs / 'anna.png'} with seed 0 has values that are not finite, so it is not"
-        " written: give a smaller --guidance, or --dtype float32.\n"
+        " written: give a smaller --guidance.\n"
     )
     assert written() == []
 

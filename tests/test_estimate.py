@@ -1,5 +1,7 @@
 """What a run takes, counted without a step: against numbers worked out by hand, and against real steps."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from test_savings import precision
@@ -118,14 +120,17 @@ def test_weights_and_bytes_of_each_stage_are_those_of_its_models(tmp_path):
 
 
 def test_the_options_that_save_are_counted(tmp_path):
-    options = {"gradient_checkpointing": True, "optimizer": "adamw8bit", "channels_last": False, "unet_lora_rank": 2}
+    options = {"gradient_checkpointing": True, "unet_lora_rank": 2}
+    if rounds := find_spec("bitsandbytes") is not None:
+        options |= {"optimizer": "adamw8bit", "channels_last": False}
     plain = rehearse(tiny_config(tmp_path, crop_sizes=(32,))).stages
     saving = rehearse(tiny_config(tmp_path, crop_sizes=(32,), **options))
     for stage, other in zip(plain[:-1], saving.stages, strict=False):
         assert 1.1 * stage.step_flops < other.step_flops < 1.5 * stage.step_flops  # at most a second forward pass
         assert stage.weight_bytes == other.weight_bytes and stage.gradient_bytes == other.gradient_bytes
         assert 0.25 * stage.optimizer_bytes < other.optimizer_bytes <= stage.optimizer_bytes
-    assert saving.stages[2].optimizer_bytes < 0.8 * plain[2].optimizer_bytes  # small tensors stay in float32
+    # small tensors stay in float32
+    assert (saving.stages[2].optimizer_bytes < 0.8 * plain[2].optimizer_bytes) == rounds
     joint, adapted = plain[-1], saving.stages[-1]
     adapters = adapted.trained["unet_lora"]
     assert set(adapted.trained) == {"controlnet", "unet_lora"} and 0 < adapters < joint.trained["unet"] / 5

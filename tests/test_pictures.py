@@ -482,6 +482,21 @@ def test_sheet_with_titles_empty_cells_and_cell_side():
             picture_sheet(rows)
 
 
+def test_a_sheet_names_its_rows_and_cuts_names_that_are_too_long():
+    picture = PIL.Image.new("RGB", (100, 40), "red")
+    names = ["a.png", "an" * 100 + ".png"]
+    sheet, without = picture_sheet([[picture]] * 2, captions=names), picture_sheet([[picture]] * 2)
+    line = (sheet.height - without.height) // 2
+    assert line > 9 and sheet.width == without.width == 108
+    pixels = np.asarray(sheet)
+    for top, widest in ((4, 60), (48 + line, 104)):
+        assert (pixels[top : top + 40, 4:104] == (255, 0, 0)).all()
+        dark = (pixels[top + 40 : top + 40 + line] < 100).all(axis=-1).any(axis=0).nonzero()[0]
+        assert 4 <= dark.min() < 8 and dark.max() < widest
+    with pytest.raises(ValueError, match="2 rows: give as many captions, not 1"):
+        picture_sheet([[picture]] * 2, captions=names[:1])
+
+
 def test_postscript_is_never_run(tmp_path):
     PIL.Image.new("RGB", (20, 20), "red").save(tmp_path / "a.eps")
     os.rename(tmp_path / "a.eps", tmp_path / "a.png")

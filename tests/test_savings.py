@@ -5,6 +5,7 @@ import importlib.util
 import shutil
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from backshan_diffusers.training.trainer import StageTrainer, parameter_groups
 ROOT = Path(__file__).parents[1]
 LORA = "pytorch_lora_weights.safetensors"
 EIGHT_BIT = {"optimizer": "adamw8bit", "channels_last": False}
+NEEDS_8_BIT = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs the extra adam8bit")
 
 
 @contextmanager
@@ -178,7 +180,7 @@ def test_moments_in_8_bit_are_used_and_resumed_exactly(tmp_path):
     assert max(moves) < 0.02  # of four steps of 0.01
 
 
-@pytest.mark.parametrize("values", [{}, EIGHT_BIT], ids=["adamw", "adamw8bit"])
+@pytest.mark.parametrize("values", [{}, pytest.param(EIGHT_BIT, marks=NEEDS_8_BIT)], ids=["adamw", "adamw8bit"])
 def test_bytes_of_the_moments_are_those_of_the_optimizer(tmp_path, values):
     trainer = control_trainer(tmp_path, **values)
     trainer.advance()
@@ -366,7 +368,9 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize("values", [EIGHT_BIT, {}], ids=["adamw8bit", "channels_last"])
+@pytest.mark.parametrize(
+    "values", [pytest.param(EIGHT_BIT, marks=NEEDS_8_BIT), {}], ids=["adamw8bit", "channels_last"]
+)
 def test_all_of_them_together_go_through_every_stage_and_resume_exactly(tmp_path, values):
     torch._dynamo.reset()
     with precision("bf16"):

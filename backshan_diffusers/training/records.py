@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..files import write_text
-from .config import ConfigError
+from .config import ConfigError, check
 from .trainer import decay_begins
 
 logger = logging.getLogger(__name__)
@@ -61,10 +61,7 @@ def check_record(folder: Path, values: dict, steps_done: int | None) -> None:
                 f"{folder} was trained without {FILE}, so with nobody knows what: give another output_dir."
             )
         return
-    before, now = (
-        _flat(yaml.safe_load(path.read_text(encoding="utf-8"))),
-        _flat(yaml.safe_load(yaml.safe_dump(values))),
-    )
+    before, now = _flat(_read(path)), _flat(yaml.safe_load(yaml.safe_dump(values)))
     changes = [
         f"{name} {before.get(name)!r}, not {value!r}"
         for name, value in now.items()
@@ -79,6 +76,19 @@ def check_record(folder: Path, values: dict, steps_done: int | None) -> None:
             " again, or go on from what is there with --accept_changes true."
         )
     logger.warning("%s: it goes on all the same, as accept_changes says.", found)
+
+
+def _read(path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = None
+    check(
+        isinstance(values, dict),
+        f"{path} is damaged, so that nobody knows what was trained there: give another output_dir, or remove"
+        f" {path.parent}.",
+    )
+    return values
 
 
 def _flat(values: dict, prefix: str = "") -> dict:

@@ -23,6 +23,7 @@ from ..faces import FaceDetectorMissing
 from ..files import full_disk_in_words
 from ..objective import Objective
 from ..pipelines import BackToFrontPipeline
+from ..pipelines.folder_check import check_folder
 from .base import open_base
 from .building import StageBuilder
 from .caching import PairArrays, cache_pairs
@@ -183,6 +184,7 @@ class TrainingRun(StageBuilder):
         record = {**asdict(config), "stage": name, **engine}
         if (finished / "model_index.json").exists():
             check_record(folder, record, None)
+            _check_finished(finished)
             return
         if self.accelerator.is_fsdp2:
             check_shardable(config)
@@ -281,6 +283,14 @@ class TrainingRun(StageBuilder):
         if "unet_lora" in learned:
             save_lora(module.component("unet"), pending)
         pending.rename(folder)
+
+
+def _check_finished(folder: Path) -> None:
+    try:
+        check_folder(folder, (), safetensors_only=True)
+    except OSError as error:
+        reason = str(error).partition(":")[0]
+        raise ConfigError(f"a finished stage is damaged ({reason}): remove {folder} to write it again.") from error
 
 
 def _new_engine(**arguments) -> Accelerator:
