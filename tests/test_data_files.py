@@ -304,7 +304,7 @@ def test_a_check_of_sound_pairs_gives_them_as_they_are(tmp_path):
     assert "\n" not in str(check)
 
 
-def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, monkeypatch):
+def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, caplog):
     """Chunks without a usable row, rows left out at both ends of a chunk: groups stay with their pictures."""
     items = [f"{number:03d}" for number in range(3 * arrays.CHUNK + 5)]
     folder = make(tmp_path / "train", items, "{view}/{item}.png")
@@ -327,6 +327,7 @@ def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, monk
     groups = [number // 3 for number in good]
     assert ((cached.groups[:, None] == cached.groups) == (np.array(groups)[:, None] == groups)).all()
     (report,) = (tmp_path / "cache").glob("*-check.txt")
+    assert f"5 pairs cannot be used and are left out: {report} lists them." in caplog.messages
     lines = report.read_text().splitlines()
     assert [line.partition(":")[0] for line in lines[1:]] == [items[number] for number in bad]
     assert f"{len(good)} pairs can be used; left out are 5 that cannot" in lines[0]
