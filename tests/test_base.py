@@ -168,7 +168,9 @@ def test_a_scheduler_without_betas_is_refused(public, tmp_path):
 def test_a_unet_that_needs_more_than_a_text_is_refused(public, tmp_path):
     base = shutil.copytree(public, tmp_path / "base")
     conditional = build_pipeline(TINY, 0).unet
-    conditional = type(conditional).from_config({**conditional.config, "class_embed_type": "timestep"})
+    conditional = type(conditional).from_config(
+        {**conditional.config, "_use_default_values": [], "class_embed_type": "timestep"}
+    )
     conditional.save_pretrained(base / "unet")
     with pytest.raises(ConfigError, match="its U-Net has the class_embed_type timestep: give one"):
         open_base(str(base), 0)
