@@ -27,8 +27,13 @@ USUAL_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 WIDTH_OF_ITS_PROMPTS = 768
 
-PLACES = ("output_dir", "cache_dir", "source_path")
+PLACES = ("output_dir", "cache_dir")
 """Values of a record that say where something lies, which is nobody's business."""
+
+PLACES_OR_REPOS = ("source_path", "base_model", "controlnet")
+"""Values that may also be ids of repositories, and are told then."""
+
+UNTOLD = "(a folder)"
 
 
 def beside(folder: Path, name: str) -> Path | None:
@@ -138,15 +143,10 @@ def _record(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file} cannot be read as YAML: repair it, or take it away.") from error
     if not isinstance(record, dict):
         raise ValueError(f"{file} holds no training config: repair it, or take it away.")
-    return {
-        name: value
-        for name, value in record.items()
-        if (name not in PLACES and not _is_place(value)) or _repo_or_none(value)
+    told = {name: value for name, value in record.items() if name not in (*PLACES, *PLACES_OR_REPOS)}
+    return told | {
+        name: record[name] and (_repo_or_none(record[name]) or UNTOLD) for name in PLACES_OR_REPOS if name in record
     }
-
-
-def _is_place(value: Any) -> bool:
-    return isinstance(value, str) and (os.path.isabs(value) or os.path.exists(value))
 
 
 def _repo_or_none(value: Any) -> str | None:
@@ -157,7 +157,7 @@ def _repo_or_none(value: Any) -> str | None:
 
 def _from_nothing(record: Mapping[str, Any]) -> bool:
     """Whether nothing but this package went into the weights."""
-    return record.get("source") in DRAWN and record.get("base_model", "") is None
+    return record.get("source") in DRAWN and record.get("base_model", UNTOLD) is None
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:
