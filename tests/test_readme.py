@@ -17,7 +17,9 @@ ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 EXTRAS = re.search(r"^EXTRAS = \((.+?)\)", (ROOT / "setup.py").read_text(encoding="utf-8"), re.M)[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
+)
 MARK = re.compile(r"^<!-- not run", re.M)
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 NOT_RUN = 11
