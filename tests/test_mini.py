@@ -49,7 +49,8 @@ def mean(name: str, fronts: list[np.ndarray], rows: list[dict]) -> float:
     return float(np.mean([METRICS[name].of(front, row) for front, row in zip(fronts, rows)]))
 
 
-RECORDS = [("mini", ".", stage) for stage in STAGES] + [("mini-finish", "finish", stage) for stage in ("vae", "joint")]
+RECORDS = [("mini", ".", stage) for stage in STAGES]
+RECORDS += [(f"mini-{part}", part, stage) for part in ("finish", "focus") for stage in ("vae", "joint")]
 
 
 @pytest.mark.parametrize(("config", "folder", "stage"), RECORDS)

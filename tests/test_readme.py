@@ -60,6 +60,8 @@ def folder_of_a_reader(tmp_path, monkeypatch, drawn_backs, datasets_cache):
     for name in ("photos", "more"):
         (tmp_path / name).mkdir()
     save_picture(drawn_backs[0], tmp_path / "back.png")
+    (tmp_path / "demo/backs").mkdir(parents=True)  # as `make demo` leaves them
+    save_picture(drawn_backs[0], tmp_path / "demo/backs/person_1.png")
     save_picture(drawn_backs[1], tmp_path / "photos/one.png")
     drawn_backs[2].save(tmp_path / "more/two.jpg")
     monkeypatch.chdir(tmp_path)
