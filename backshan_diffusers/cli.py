@@ -212,7 +212,7 @@ def _add_push(commands) -> None:
         help="put a model on the Hub",
         description="Puts a pipeline or a ControlNet on the Hub, with a card: one commit, or none if nothing has "
         "changed. Nothing else that lies in the folder is sent. Interrupted, the same command goes on.",
-        epilog="exit codes: 0 done, 1 the Hub refuses or does not answer, 2 unusable arguments, 130 interrupted",
+        epilog="exit codes: 0 done, 1 the Hub does not answer, 2 it refuses or unusable arguments, 130 interrupted",
     )
     parser.set_defaults(run=push)
     add = parser.add_argument
@@ -319,7 +319,7 @@ def push(options: argparse.Namespace) -> int:
     with _quiet_libraries():
         try:
             commit = hub.push(options.folder, options.repo, **settings)
-        except hub.HubError as error:
+        except hub.UnreachableHubError as error:
             _report(_shortened(str(error)))
             return SOME_FAILED
         except (OSError, ValueError) as error:

@@ -36,7 +36,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options."""
     parser = Parser(prog="full_size.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=positive, default=3, help="of each stage (default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=1, help="pairs in a step here (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=2,
+        help="pairs in a step here, which are compared (default: %(default)s)",
+    )
     parser.add_argument("--base", type=Path, help="folder in the public base model's layout (default: random weights)")
     parser.add_argument("--controlnet", type=Path, help="folder of the ControlNet that belongs to --base")
     parser.add_argument("--json", type=output_file, help="write the results here")

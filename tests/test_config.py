@@ -304,7 +304,7 @@ RUNS = {
 
 
 def test_every_shipped_file_is_tested():
-    assert {path.stem for path in CONFIGS.iterdir()} == set(RUNS)
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(RUNS)
 
 
 @pytest.mark.parametrize("name", RUNS)

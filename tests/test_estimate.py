@@ -82,7 +82,8 @@ def test_a_second_pass_for_the_comparison_costs_a_pass_of_controlnet(tmp_path):
 
 def test_crops_of_several_sizes_cost_their_mean(tmp_path):
     def cost(pairs: int, *crops: int) -> int:
-        return rehearse(tiny_config(tmp_path, crop_sizes=crops, batch_size=pairs)).stages[0].step_flops
+        values = {"crop_sizes": crops, "batch_size": pairs, "objective": {"preset": "mse"}}
+        return rehearse(tiny_config(tmp_path, **values)).stages[0].step_flops
 
     small, large = cost(2, 32), cost(1, 64)  # of larger crops there are fewer, but at least one pair's
     assert large == 2 * small

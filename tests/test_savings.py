@@ -163,6 +163,7 @@ def test_gradient_checkpointing_may_change_where_a_run_goes_on(tmp_path, finishe
 # --- optimizers ------------------------------------------------------------------------------------------------------
 
 
+@NEEDS_8_BIT
 def test_moments_in_8_bit_are_used_and_resumed_exactly(tmp_path):
     whole = trained(tmp_path / "whole", **EIGHT_BIT)
     states = whole.optimizer.state_dict()["state"].values()

@@ -46,7 +46,15 @@ SETTINGS = {
 }
 
 
-UNLIKE = ("stage", "images_per_second", "peak_memory_mib", "grad_norm_mse", "grad_norm_contrast", "grad_norm_ratio")
+UNLIKE = (
+    "stage",
+    "doubt",
+    "images_per_second",
+    "peak_memory_mib",
+    "grad_norm_mse",
+    "grad_norm_contrast",
+    "grad_norm_ratio",
+)
 """What is no number, what no two runs have in common, and what is not probed of cut-up models."""
 
 
@@ -150,8 +158,9 @@ def test_a_resumed_run_of_cut_up_models_is_bit_identical(home):
 def test_cut_up_models_are_validated_and_saved_whole(home):
     before, after = (BackToFrontPipeline.from_pretrained(home / name) for name in ("base", "cut/joint/pipeline"))
     assert not torch.equal(after.controlnet.conv_in.weight, before.controlnet.conv_in.weight)
-    rows = [(home / name / "joint" / "validation.csv").read_text().strip() for name in ("cut", "whole")]
-    assert float(rows[0].split(",")[1]) == pytest.approx(float(rows[1].split(",")[1]), abs=1e-4)
+    tables = [(home / name / "joint" / "validation.csv").read_text().splitlines() for name in ("cut", "whole")]
+    cut, whole = ([float(value) for value in table[-1].split(",")] for table in tables)
+    assert cut == pytest.approx(whole, abs=1e-4, rel=1e-3)
     assert find_damage(home / "cut" / "joint" / "checkpoint-4") is None
 
 
