@@ -139,6 +139,15 @@ class StageTrainer:
             raise ConfigError(
                 f"{checkpoint} does not fit what is trained now ({what}): give another output_dir."
             ) from error
+        self._lay_moments_out()
+
+    def _lay_moments_out(self) -> None:
+        """Let moments lie in memory as their weights do: a fused optimizer takes it for granted, and a checkpoint of
+        models that were cut up, or had their channels elsewhere, holds them otherwise."""
+        for weight, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
+                    moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
     def train(self, on_validate: Callable[[int], None]) -> None:
         """Run the steps that are left. `on_validate(step)` is called with the averaged weights in place."""
