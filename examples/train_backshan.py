@@ -8,12 +8,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import yaml
 from accelerate import PartialState
 from jsonargparse import ArgumentParser
 
 from backshan_diffusers.files import DiskFullError
+from backshan_diffusers.hub import push_while_training
 from backshan_diffusers.training.config import ConfigError, TrainingConfig
 from backshan_diffusers.training.estimate import describe, rehearse
 from backshan_diffusers.training.options import load_config, new_parser, read_options
@@ -21,20 +23,22 @@ from backshan_diffusers.training.run import TrainingRun
 
 
 def build_parser() -> ArgumentParser:
-    """`--config`, `--dry_run`, and every field of the config."""
+    """`--config`, `--dry_run`, where to push, and every field of the config."""
     parser = new_parser(__doc__)
+    parser.add_argument("--push_to_hub", help="Hub repo id to which the finished pipeline is pushed, as owner/name.")
+    parser.add_argument("--hub_private", action="store_true", help="Only its owner sees that repository.")
     parser.add_argument("--config", help="YAML file with fields of the config.")
     parser.add_argument("--dry_run", action="store_true", help="Print what would be trained and what it needs; stop.")
     return parser
 
 
-def parse_arguments(arguments: Sequence[str]) -> tuple[TrainingConfig, bool]:
-    """The resolved config, and whether only to show it."""
+def parse_arguments(arguments: Sequence[str]) -> tuple[TrainingConfig, dict[str, Any]]:
+    """The resolved config, and what of the script's own options was given."""
     options = read_options(build_parser(), arguments)
-    dry_run = options.pop("dry_run", False)
+    own = {name: options.pop(name) for name in ("dry_run", "push_to_hub", "hub_private") if name in options}
     if "config" not in options:
         raise ConfigError("there is no config: give --config FILE, as examples/configs/smoke.yaml.")
-    return load_config(options.pop("config"), **options), dry_run
+    return load_config(options.pop("config"), **options), own
 
 
 def show(config: TrainingConfig) -> None:
@@ -49,8 +53,8 @@ def main() -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("backshan_diffusers").setLevel(logging.INFO)
     try:
-        config, dry_run = parse_arguments(sys.argv[1:])
-        if dry_run:
+        config, own = parse_arguments(sys.argv[1:])
+        if own.get("dry_run"):
             show(config)
             return 0
         finished = TrainingRun(config).run()
@@ -61,6 +65,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     PartialState().print(f"The finished pipeline is in {finished}.")
+    if "push_to_hub" in own and PartialState().is_main_process:
+        push_while_training(finished, own["push_to_hub"], logging.warning, private=own.get("hub_private", False))
     return 0
 
 

@@ -180,6 +180,34 @@ for folder in (sys.argv[1], sys.argv[2]):
     assert list(server.files("org/training")) == [".gitattributes"]
 
 
+def test_the_training_script_pushes_what_it_has_finished(server, clients, tiny_folder):
+    config = clients.folder / "one-step.yaml"
+    joint = {"max_steps": 1, "batch_size": 1, "checkpoint_every": 1, "log_every": 1}
+    values = {"base_model": str(tiny_folder), "train_pairs": 2, "validation_pairs": 1, "objective": {"preset": "mse"}}
+    config.write_text(yaml.safe_dump({**values, "report_to": "none", "stages": {"joint": joint}}))
+    script = str(Path(__file__).parents[1] / "examples" / "train_backshan.py")
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    train = [
+        script,
+        "--config",
+        config,
+        "--output_dir",
+        clients.folder / "run",
+        "--push_to_hub",
+        "org/run",
+        "--hub_private",
+    ]
+    server.faults.append(Fault("POST", "/commit/", "500", 100))
+    done = clients.run(IMPATIENT + code, *train)
+    assert done.code == 0 and "was not pushed to org/run: the Hub does not answer as it should (" in done.err
+    server.faults.clear()
+    assert clients.run(code, *train).code == 0
+    assert server.repo("org/run").private
+    trained, files = on_disk(clients.folder / "run/joint/pipeline"), server.files("org/run")
+    weights = [name for name in trained if name.endswith(".safetensors")]
+    assert len(weights) == 4 and all(files[name] == trained[name] for name in weights)
+
+
 def test_a_push_that_was_killed_goes_on(server, clients, model):
     for part in ("unet", "vae", "controlnet"):
         getattr(tiny_pipeline(seed=50), part).save_pretrained(model / part)

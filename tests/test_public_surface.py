@@ -141,7 +141,8 @@ def test_options_of_the_training_script():
     objective = {f"objective.{name}" for name in ("preset", *(entry.name for entry in fields(Objective)))}
     staged = {f"stages.{stage}.{name}" for stage in STAGES for name in of_stage | objective}
     names = of_run | of_stage | {f"model.{name}" for name in model} | objective | staged
-    assert options_of(script.build_parser()) == {"-h", "--help", "--config", "--dry_run", *(f"--{n}" for n in names)}
+    own = {"-h", "--help", "--config", "--dry_run", "--push_to_hub", "--hub_private"}
+    assert options_of(script.build_parser()) == own | {f"--{n}" for n in names}
 
 
 def test_presets_of_the_objective():
