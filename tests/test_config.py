@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 import yaml
 from tiny import TINY, pair_arrays, tiny_config
 
+from backshan_diffusers.data import load_pairs
 from backshan_diffusers.objective import PRESETS
 from backshan_diffusers.training.config import STAGES, ConfigError, ModelSize, TrainingConfig
 from backshan_diffusers.training.options import (
@@ -367,14 +367,24 @@ def test_one_pair_alone_is_refused_where_pairs_are_compared(tmp_path, changes):
         TrainingRun(replace(config, **enough, **more))
 
 
-@pytest.mark.parametrize(("same_group_negatives", "refused"), [(False, True), (True, False)])
-def test_pairs_of_one_outfit_are_refused_where_outfits_are_compared(tmp_path, same_group_negatives, refused):
-    objective = {"preset": "paper", "same_group_negatives": same_group_negatives}
-    run, pairs = TrainingRun(tiny_config(tmp_path, objective=objective)), pair_arrays()
-    run._check_outfits(pairs)
-    pairs.groups[:] = 3
-    with pytest.raises(ConfigError, match="controlnet compares outfits, but all pairs") if refused else nullcontext():
-        run._check_outfits(pairs)
+def test_pairs_of_one_outfit_are_refused_where_outfits_are_compared(tmp_path):
+    source = tmp_path / "pairs"
+    for split, rows in (("train", 4), ("validation", 1)):
+        (source / split).mkdir(parents=True)
+        for row in load_pairs("wardrobe", split=split, size=64, count=rows):
+            for view in ("back", "front"):
+                row[view].save(source / split / f"{row['item_id']}_{view}.png")
+    metadata = source / "train" / "metadata.csv"
+    items = sorted({path.stem.removesuffix("_back").removesuffix("_front") for path in metadata.parent.iterdir()})
+    metadata.write_text("item_id,group_id\n" + "".join(f"{item},coat\n" for item in items))
+    pairs = {"source": "folder", "source_path": str(source), "train_pairs": 4, "validation_pairs": 1}
+    config = tiny_config(tmp_path / "run", stages={"vae": {}, "prior": {}, "controlnet": {}}, **pairs)
+    with pytest.raises(ConfigError, match="controlnet compares outfits, but all pairs have one group_id: give more"):
+        TrainingRun(config).run()
+    assert not (tmp_path / "run" / "vae").exists()  # though the stage that compares would come much later
+    for objective in ({"preset": "mse"}, {"preset": "paper", "same_group_negatives": True}):
+        run = TrainingRun(replace(config, objective=objective))
+        run._check_outfits(pair_arrays(2))  # two pairs of one outfit
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess:
