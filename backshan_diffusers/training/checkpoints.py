@@ -67,7 +67,7 @@ def load_checkpoint(path: Path, states: Mapping[str, Stateful]) -> None:
     """Give the states back what `save_checkpoint` wrote to `path`; whether it is sound was looked at before."""
     values = json.loads((path / VALUES).read_text(encoding="utf-8"))
     for name, state in states.items():
-        state.load_state_dict(_put_together(values[name], load_file(_tensor_file(path, name))))
+        state.load_state_dict(_put_together(values[name], load_file(_tensor_file(path, name)), {}))
 
 
 def newest_sound_step(folder: Path) -> int:
@@ -140,18 +140,20 @@ def _take_apart(value: Any, place: str, tensors: dict[str, torch.Tensor], places
     return value
 
 
-def _put_together(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """What `_take_apart` was given."""
+def _put_together(value: Any, tensors: dict[str, torch.Tensor], made: dict[str, torch.Tensor]) -> Any:
+    """What `_take_apart` was given: one tensor in several places is one again, which `made` keeps by its place."""
     match value:
         case {"tensor": place, "stride": stride}:
-            tensor = tensors[place]
-            return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)
+            if place not in made:
+                tensor = tensors[place]
+                made[place] = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)
+            return made[place]
         case {"dict": items}:
-            return {key: _put_together(each, tensors) for key, each in items}
+            return {key: _put_together(each, tensors, made) for key, each in items}
         case {"list": parts}:
-            return [_put_together(each, tensors) for each in parts]
+            return [_put_together(each, tensors, made) for each in parts]
         case {"tuple": parts}:
-            return tuple(_put_together(each, tensors) for each in parts)
+            return tuple(_put_together(each, tensors, made) for each in parts)
     return value
 
 
