@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import httpx2
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
@@ -167,7 +168,7 @@ def pull(repo_id: str, revision: str | None = None, token: str | None = None) ->
 
 
 def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
-    """The files of a pipeline; none of them lies outside of the folders that its index names."""
+    """The files of a pipeline; none of them lies outside of the folders that its index names, but for its adapters."""
     listed = [each.rfilename for each in api.model_info(repo_id, revision=revision).siblings]
     if INDEX not in listed:
         raise MissingFileError(
@@ -175,7 +176,7 @@ def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
             " BackshanControlNetModel.from_pretrained."
         )
     index = json.loads(Path(hf_hub_download(repo_id, INDEX, revision=revision, token=api.token)).read_text("utf-8"))
-    names = [INDEX]
+    names = [name for name in (INDEX, LORA_WEIGHT_NAME_SAFE) if name in listed]
     for component in components(index):
         inside = [name for name in listed if re.fullmatch(rf"{re.escape(component)}/[^/\\]+", name)]
         safe = [name for name in inside if MODEL_FILE.fullmatch(PurePosixPath(name).name)]
@@ -260,10 +261,14 @@ def push_while_training(
 
 def _model_files(folder: Path) -> dict[str, Content]:
     """The files of a pipeline or of a ControlNet of ours, by their names in the repository."""
+    if not folder.is_dir():
+        raise HubError(f"the folder {folder} does not exist: give the folder of a saved pipeline or ControlNet.")
     if (folder / INDEX).is_file():
         check_folder(folder, (), safetensors_only=True)
         parts = components(json.loads((folder / INDEX).read_text("utf-8")))
         files = {INDEX: folder / INDEX, **{f"{part}/{p.name}": p for part in parts for p in _of_model(folder / part)}}
+        if (folder / LORA_WEIGHT_NAME_SAFE).is_file():
+            files[LORA_WEIGHT_NAME_SAFE] = folder / LORA_WEIGHT_NAME_SAFE
         config = folder / "controlnet" / CONFIG
     else:
         files, config = {path.name: path for path in _of_model(folder)}, folder / CONFIG
@@ -414,15 +419,17 @@ def _card_is_ours(api: HfApi, repo_id: str, kind: str, commit: str) -> bool:
 def replaced_weights(present: list[str], pushed: list[str]) -> list[str]:
     """Weights in a repository that would lie beside those that are pushed, for the same component and variant.
 
-    diffusers would go on reading those in several files, say, where the new ones are in one.
+    diffusers would go on reading those in several files, say, where the new ones are in one. A pipeline without
+    adapters replaces one that had some.
     """
+    adapters = {LORA_WEIGHT_NAME_SAFE} if INDEX in pushed else set()
     places = {(PurePosixPath(name).parent, variant_of(name)) for name in pushed if variant_of(name) is not None}
     return [
         name
         for name in present
         if name not in pushed
         and variant_of(name) is not None
-        and (PurePosixPath(name).parent, variant_of(name)) in places
+        and (name in adapters or (PurePosixPath(name).parent, variant_of(name)) in places)
     ]
 
 

@@ -5,7 +5,6 @@ python benchmarks/hub_transfer.py --json benchmarks/results/hub_transfer.json
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from report import ROOT, Parser, Table, output_file, peak_memory_mib, positive, publish
+from report import ROOT, Parser, Table, output_file, positive, publish
 from safetensors.numpy import save_file
 
 from backshan_diffusers import MINI
@@ -28,13 +27,16 @@ SHARES = {"unet": 0.6, "controlnet": 0.25, "text_encoder": 0.1, "vae": 0.05}
 """Of a pipeline's bytes that lie in a component, about as in Stable Diffusion 1.5."""
 
 CLIENT = """
-import json, resource, sys, time
+import json, re, sys, time
 {imports}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-began = time.perf_counter()
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+before, began = peak(), time.perf_counter()
 {call}
-print(json.dumps([time.perf_counter() - began, before]))
+print(json.dumps([time.perf_counter() - began, before, peak()]))
 """
+"""Linux alone tells the peak of a program; what `getrusage` tells begins with that of the program that started it."""
+
 TRANSFERS = {
     "push": ("from backshan_diffusers.hub import push", "push(sys.argv[1], 'org/ours')"),
     "upload_folder": (
@@ -77,14 +79,11 @@ def transfer(name: str, hub: Hub, home: Path, folder: Path) -> dict[str, float]:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    printed = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # so that it is not waited for again
+    printed, _ = process.communicate()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, name)
-    seconds, before = json.loads(printed)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return {"seconds": seconds, "memory_before_mib": before / unit, "peak_memory_mib": peak_memory_mib(usage)}
+    seconds, before, peak = json.loads(printed)
+    return {"seconds": seconds, "memory_before_mib": before, "peak_memory_mib": peak}
 
 
 def measure(megabytes: int, repeats: int) -> dict[str, list[dict[str, float]]]:

@@ -417,7 +417,7 @@ def test_a_report_says_how_it_came_about_and_names_no_folder_elsewhere(tmp_path,
     table = report.Table("numbers", "some numbers", ["name", "value"], [["one", "1"], ["eleven", "11"]])
     inside = str(BENCHMARKS / "results" / "x y.json")
     report.publish(
-        [table], {"eleven": 11}, ["--json", inside, "--model", "/home/me/model", "--count", "4"], None, target
+        [table], {"eleven": 11}, ["--json", inside, "--model", "/nowhere/mine/model", "--count", "4"], None, target
     )
     written = json.loads(target.read_text())
     command = "python benchmarks/mini_quality.py --json 'benchmarks/results/x y.json' --model model --count 4"

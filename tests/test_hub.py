@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from hub_clients import WITHOUT_PACKAGE, Clients, environment, run_apart
 from hub_server import TOKEN, Fault, Hub
 from huggingface_hub import DatasetCard, ModelCard
@@ -22,6 +23,7 @@ from tiny import tiny_pipeline
 from backshan_diffusers import cards, hub, remote_code
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.pictures import save_picture
+from backshan_diffusers.training.lora import add_lora, save_lora
 
 PUSH = "import sys; from backshan_diffusers.hub import push; print(push(sys.argv[1], sys.argv[2]).oid)"
 IMPATIENT = "from backshan_diffusers import hub; hub.WAITS_S = (0, 0, 0); hub.STALLED_AFTER_S = 1.0\n"
@@ -108,7 +110,7 @@ def test_what_has_not_changed_makes_no_commit(server, clients, pushed, tiny_fold
 
 def test_nothing_else_leaves_the_folder(server, clients, pushed, model):
     config = model / "unet/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "/home/me/unet"}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "/nowhere/mine/unet"}))
     for name in (".env", "token.txt", "optimizer.bin", "unet/notes.md", "unet/a.txt", "unet/a.pt", "logs/run.json"):
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text(TOKEN)
@@ -118,7 +120,7 @@ def test_nothing_else_leaves_the_folder(server, clients, pushed, model):
     assert json.loads(files["unet/config.json"]) == json.loads(server.files(pushed)["unet/config.json"])
     for text in (done.out, done.err, *(content.decode("latin-1") for content in files.values())):
         assert TOKEN not in text
-        assert "/home/me" not in text
+        assert "/nowhere/mine" not in text
 
 
 @pytest.mark.parametrize(
@@ -178,6 +180,19 @@ for folder in (sys.argv[1], sys.argv[2]):
     assert clients.run(code, tiny_folder, tiny_folder).checked().out == ""
     assert model_of(server.files("org/training", "steps")) == on_disk(tiny_folder)
     assert list(server.files("org/training")) == [".gitattributes"]
+
+
+def test_adapters_go_with_their_pipeline_and_leave_with_it(server, clients, model, tiny_folder):
+    unet = tiny_pipeline().unet
+    add_lora(unet, 2)
+    save_lora(unet, model)
+    adapters = (model / LORA_WEIGHT_NAME_SAFE).read_bytes()
+    code = PUSH + "\nfrom backshan_diffusers.hub import pull; print(pull(sys.argv[2]))"
+    pulled = clients.run(code, model, "org/adapted").checked().out.split()[-1]
+    assert server.files("org/adapted")[LORA_WEIGHT_NAME_SAFE] == adapters
+    assert Path(pulled, LORA_WEIGHT_NAME_SAFE).read_bytes() == adapters
+    clients.run(PUSH, tiny_folder, "org/adapted").checked()
+    assert LORA_WEIGHT_NAME_SAFE not in server.files("org/adapted")
 
 
 def test_the_training_script_pushes_what_it_has_finished(server, clients, tiny_folder):
@@ -460,12 +475,12 @@ def test_a_card_says_what_is_known(server, clients, model):
 
 
 def test_a_card_of_a_model_made_from_another(model):
-    folder = with_records(model, base_model="some/base", source="folder", source_path="/home/me/people")
+    folder = with_records(model, base_model="some/base", source="folder", source_path="/nowhere/mine/people")
     card = ModelCard(cards.model_card(folder, "org/derived"))
     assert (card.data.license, card.data.base_model) == ("other", "some/base")
     assert "has not named a licence for the weights: ask before you use them" in card.text
     assert "`some/base`, holds for them too" in card.text
-    assert "/home/me" not in card.text
+    assert "/nowhere/mine" not in card.text
     assert "drawn by code" not in card.text
     assert ModelCard(cards.model_card(folder, "org/derived", "mit")).data.license == "mit"
     with_place = ModelCard(cards.model_card(with_records(folder, base_model=str(folder)), "org/x"))
@@ -749,6 +764,9 @@ def test_the_command_says_why_it_cannot(server, clients, tiny_folder, tmp_path):
     done = command(clients, "push", tmp_path, "org/no")
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"backshan: {tmp_path} has no model_index.json, and no config.json")
+    done = command(clients, "push", tmp_path / "none", "org/no")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"backshan: the folder {tmp_path / 'none'} does not exist: give the folder of a saved")
     assert ("models", "org/no") not in server.repos
     server.faults.append(Fault("POST", "/repos/create", "403", 100))
     done = command(clients, "push", tiny_folder, "org/no")

@@ -74,14 +74,16 @@ def test_a_loss_of_one_term_has_no_ratio():
     assert probe_stage(stage, make_batch(0, None)) == {}
 
 
-def test_probing_changes_nothing(tmp_path):
-    def noisy_stage():
-        stage = control_stage(MID)
-        for module in stage.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.5
-        return stage
+def noisy_stage():
+    """With dropout, which is drawn anew in each step."""
+    stage = control_stage(MID)
+    for module in stage.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    return stage
 
+
+def test_probing_changes_nothing(tmp_path):
     every = {
         count: train(tmp_path / str(count), noisy_stage(), control_batch(), probe_every=count) for count in (1, 9)
     }
@@ -91,13 +93,6 @@ def test_probing_changes_nothing(tmp_path):
 
 
 def test_the_probe_sees_the_same_dropout_after_a_resume(tmp_path):
-    def noisy_stage():
-        stage = control_stage(MID)
-        for module in stage.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.5
-        return stage
-
     norms = []
     for seed in (1, 2):
         torch.manual_seed(seed)
