@@ -17,6 +17,7 @@ from pathlib import Path
 from backshan_diffusers.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = (":(exclude)benchmarks/results", ":(exclude)docs/images")
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "scikit-image", "pillow")
 
 
@@ -135,10 +136,11 @@ def _from_root(argument: str) -> str:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """The commit and whether tracked files differ from it; `None` twice where there is no commit or no git."""
+    """The commit and whether tracked files differ from it, but for results, which the benchmark before this one may
+    just have written; `None` twice where there is no commit or no git."""
     try:
         commit = _git("rev-parse", "HEAD")
-        return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+        return commit, bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", *RESULTS))
     except (OSError, subprocess.CalledProcessError):
         return None, None
 

@@ -434,13 +434,17 @@ def test_a_commit_is_recorded_only_where_there_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert report.git_state() == (None, None)
-    (tmp_path / "file").write_text("1")
-    for command in (["init", "-q"], ["add", "file"], [*IDENTITY, "commit", "-q", "-m", "first"]):
+    results = tmp_path / "benchmarks" / "results" / "one.json"
+    results.parent.mkdir(parents=True)
+    for file in (tmp_path / "file", results):
+        file.write_text("1")
+    for command in (["init", "-q"], ["add", "."], [*IDENTITY, "commit", "-q", "-m", "first"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     commit, modified = report.git_state()
     assert len(commit) == 40
     assert modified is False
     (tmp_path / "untracked").write_text("1")
+    results.write_text("2")  # by the benchmark before this one
     assert report.git_state() == (commit, False)
     (tmp_path / "file").write_text("2")
     assert report.git_state() == (commit, True)
