@@ -296,6 +296,7 @@ RUNS = {
     "mini": list(STAGES),
     "mini-finish": ["vae", "joint"],
     "mini-focus": ["vae", "joint"],
+    "mini-more": ["joint"],
     "sd15-stage1": ["controlnet"],
     "sd15-stage2": ["joint"],
     "smoke": list(STAGES),
