@@ -248,6 +248,20 @@ def test_averages_are_those_of_diffusers(tmp_path):
         assert not torch.equal(own, weight)
 
 
+def test_averages_and_weights_change_places_and_come_back_to_the_bit():
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(5, 7, generator=generator)) for _ in range(2)]
+    averages, raw = AveragedWeights(weights, 0.9), [weight.detach().clone() for weight in weights]
+    for shadow in averages.shadow_params:
+        shadow.add_(1)
+    averages.change_places(iter(weights))
+    for weight, before in zip(weights, raw, strict=True):
+        assert torch.equal(weight, before + 1)
+    averages.change_places(weights)
+    for weight, before, average in zip(weights, raw, averages.shadow_params, strict=True):
+        assert torch.equal(weight, before) and torch.equal(average, before + 1)
+
+
 # --- layout and compiled blocks --------------------------------------------------------------------------------------
 
 

@@ -44,6 +44,8 @@ def test_the_unlocked_part_moves_and_the_rest_stays_bit_equal(tmp_path, part):
         assert moved == {name for name in before["unet"] if belongs(name, part)}
 
     check(pipeline.unet)
+    kept = len(trainer.averages["unet"].shadow_params)
+    assert kept == sum(belongs(name, part) for name, _ in pipeline.unet.named_parameters())
     with trainer.averaged_weights():
         check(pipeline.unet)
     moved = pipeline.controlnet.state_dict()

@@ -18,7 +18,7 @@ from .config import TrainingConfig
 from .order import RandomOrder
 from .run import TrainingRun
 from .savings import optimizer_bytes, save_activations
-from .stages import Batch, StageModule
+from .stages import Batch, StageModule, learning
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StageNeeds:
         weight_bytes: of every component, learning or not, but for the text encoder, which leaves.
         gradient_bytes: of what learns.
         optimizer_bytes: AdamW's two moments of what learns.
-        average_bytes: averaged weights of every component of which something learns, or of its adapters.
+        average_bytes: averages of what learns.
         step_flops: floating-point operations of the matrix products, convolutions and attentions of one step, forward
             and backward; a multiplication with its addition counts as two. Fused attention computes one product anew
             on the way back, which is left out. Of crops of several sizes: the mean.
@@ -102,17 +102,17 @@ def _needs(run: Rehearsal, name: str, pipeline: BackToFrontPipeline) -> StageNee
         save_activations(module)
     sampler, steps = StepSampler(config.seed, name), len(config.crop_sizes) if name == "vae" else 1
     flops = [step_flops(module, _on_meta(make_batch(step, sampler)), config) for step in range(steps)]
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    weights = learning(module)
     models = dict(module.named_trained())
     run.make_room(pipeline, module)
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     return StageNeeds(
         name,
-        {part: _count(each for each in model.parameters() if each.requires_grad) for part, model in models.items()},
+        {part: _count(learning(model)) for part, model in models.items()},
         weight_bytes=sum(_bytes(part.parameters()) for part in parts),
-        gradient_bytes=_bytes(learning),
-        optimizer_bytes=optimizer_bytes(learning, config.optimizer),
-        average_bytes=sum(_bytes(model.parameters()) for model in models.values()),
+        gradient_bytes=_bytes(weights),
+        optimizer_bytes=optimizer_bytes(weights, config.optimizer),
+        average_bytes=_bytes(weights),
         step_flops=sum(flops) // steps,
     )
 

@@ -30,9 +30,10 @@ EIGHT_BIT_MINIMUM = 4096
 
 
 class AveragedWeights(EMAModel):
-    """diffusers' averaged weights with a step that goes through memory once.
+    """diffusers' averaged weights with less memory in use.
 
-    The parent's makes two temporary tensors for each weight: on a CPU that took longer than AdamW.
+    The parent's step makes two temporary tensors for each weight: on a CPU that took longer than AdamW. To show the
+    averages it keeps a second copy of all weights; here the two change places.
     """
 
     @torch.no_grad()
@@ -41,6 +42,14 @@ class AveragedWeights(EMAModel):
         self.optimization_step += 1
         self.cur_decay_value = self.get_decay(self.optimization_step)
         torch._foreach_lerp_(self.shadow_params, [each.detach() for each in parameters], 1 - self.cur_decay_value)
+
+    @torch.no_grad()
+    def change_places(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Put the averages where the weights are, and the weights where the averages are; twice, all is as before."""
+        for average, weight in zip(self.shadow_params, parameters, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
 
 
 def check_machine(config: TrainingConfig) -> None:

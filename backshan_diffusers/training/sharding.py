@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .checkpoints import Stateful
 from .config import TrainingConfig, check
+from .stages import learning
 
 
 def check_shardable(config: TrainingConfig) -> None:
@@ -72,7 +73,7 @@ def averaged_copies(copies: Mapping[str, nn.Module], averages: Mapping[str, EMAM
     for name, average in averages.items():
         weights = [_put_together(each) for each in average.shadow_params]
         if name in copies:
-            for weight, averaged in zip(copies[name].parameters(), weights, strict=True):
+            for weight, averaged in zip(learning(copies[name]), weights, strict=True):
                 weight.data.copy_(averaged)
             copies[name].to(PartialState().device).eval()
     try:

@@ -35,6 +35,11 @@ Terms = dict[str, torch.Tensor]
 """Scalars by name; `loss` is minimised, the others are watched."""
 
 
+def learning(module: nn.Module) -> list[nn.Parameter]:
+    """The weights of a module that learn."""
+    return [weight for weight in module.parameters() if weight.requires_grad]
+
+
 class StageModule(nn.Module):
     """A loss with the models it trains.
 
@@ -210,7 +215,7 @@ class ControlStage(StageModule):
         """The weights of ControlNet, if there is a contrastive term."""
         if not self.objective.contrastive_weight:
             return []
-        return [weight for weight in self.trained["controlnet"].parameters() if weight.requires_grad]
+        return learning(self.trained["controlnet"])
 
     @torch.no_grad()
     def probe(self, batch: Batch) -> Terms:

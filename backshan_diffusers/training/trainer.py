@@ -22,7 +22,7 @@ from .logs import append_line, drop_later_lines, json_step, peak_memory
 from .probes import doubt, probe_stage
 from .savings import AveragedWeights, compile_blocks, new_optimizer, round_frozen, save_activations
 from .sharding import Whole, averaged_copies, put_together, whole_copies
-from .stages import Batch, StageModule, Terms
+from .stages import Batch, StageModule, Terms, learning
 
 _logger = logging.getLogger(__name__)
 
@@ -49,15 +49,15 @@ def decay_begins(max_steps: int) -> float:
 
 def parameter_groups(module: StageModule, config: TrainingConfig) -> list[dict]:
     """What learns, for the optimizer; a U-Net that learns beside a ControlNet may have a rate of its own."""
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    weights = learning(module)
     models = dict(module.named_trained())
     beside = [model for name, model in models.items() if name in ("unet", "unet_lora") and "controlnet" in models]
     if config.unet_learning_rate is None or not beside:
-        return [{"params": learning}]
+        return [{"params": weights}]
     unet = set(beside[0].parameters())
     return [
-        {"params": [parameter for parameter in learning if parameter not in unet]},
-        {"params": [parameter for parameter in learning if parameter in unet], "lr": config.unet_learning_rate},
+        {"params": [weight for weight in weights if weight not in unet]},
+        {"params": [weight for weight in weights if weight in unet], "lr": config.unet_learning_rate},
     ]
 
 
@@ -106,7 +106,7 @@ class StageTrainer:
             register_fsdp_forward_method(self.module, method)  # if it is cut up, it is put together for this too
         self.schedule = schedule
         self.averages = {
-            name: AveragedWeights(model.parameters(), config.ema_decay) for name, model in self.models.items()
+            name: AveragedWeights(learning(model), config.ema_decay) for name, model in self.models.items()
         }
         self.states = {"model": module, "optimizer": self.optimizer, "schedule": schedule}
         self.states |= {f"average_{name}": average for name, average in self.averages.items()}
@@ -205,7 +205,7 @@ class StageTrainer:
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
             for name, model in self.models.items():
-                self.averages[name].step(model.parameters())
+                self.averages[name].step(learning(model))
         self.step += 1
         return terms | probed, len(items)
 
@@ -273,14 +273,13 @@ class StageTrainer:
                 yield
             return
         for name, model in self.models.items():
-            self.averages[name].store(model.parameters())
-            self.averages[name].copy_to(model.parameters())
+            self.averages[name].change_places(learning(model))
             model.eval()
         try:
             yield
         finally:
             for name, model in self.models.items():
-                self.averages[name].restore(model.parameters())
+                self.averages[name].change_places(learning(model))
                 model.train()
 
     def _log(self, terms: dict[str, float], images_per_second: float) -> None:
