@@ -20,7 +20,6 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import httpx2
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
@@ -46,8 +45,7 @@ from huggingface_hub.utils import validate_repo_id
 from . import MINI, __version__, cards
 from .data import load_pairs
 from .data.tables import masks_of, write_tables
-from .models.controlnet_backshan import records_conditioning
-from .pipelines.folder_check import INDEX, PICKLES, check_folder, components, without_origin
+from .folder_check import ADAPTERS, INDEX, PICKLES, check_folder, components, records_conditioning, without_origin
 from .remote_code import sources
 
 logger = logging.getLogger(__name__)
@@ -176,7 +174,7 @@ def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
             " BackshanControlNetModel.from_pretrained."
         )
     index = json.loads(Path(hf_hub_download(repo_id, INDEX, revision=revision, token=api.token)).read_text("utf-8"))
-    names = [name for name in (INDEX, LORA_WEIGHT_NAME_SAFE) if name in listed]
+    names = [name for name in (INDEX, ADAPTERS) if name in listed]
     for component in components(index):
         inside = [name for name in listed if re.fullmatch(rf"{re.escape(component)}/[^/\\]+", name)]
         safe = [name for name in inside if MODEL_FILE.fullmatch(PurePosixPath(name).name)]
@@ -267,8 +265,8 @@ def _model_files(folder: Path) -> dict[str, Content]:
         check_folder(folder, (), safetensors_only=True)
         parts = components(json.loads((folder / INDEX).read_text("utf-8")))
         files = {INDEX: folder / INDEX, **{f"{part}/{p.name}": p for part in parts for p in _of_model(folder / part)}}
-        if (folder / LORA_WEIGHT_NAME_SAFE).is_file():
-            files[LORA_WEIGHT_NAME_SAFE] = folder / LORA_WEIGHT_NAME_SAFE
+        if (folder / ADAPTERS).is_file():
+            files[ADAPTERS] = folder / ADAPTERS
         config = folder / "controlnet" / CONFIG
     else:
         files, config = {path.name: path for path in _of_model(folder)}, folder / CONFIG
@@ -422,7 +420,7 @@ def replaced_weights(present: list[str], pushed: list[str]) -> list[str]:
     diffusers would go on reading those in several files, say, where the new ones are in one. A pipeline without
     adapters replaces one that had some.
     """
-    adapters = {LORA_WEIGHT_NAME_SAFE} if INDEX in pushed else set()
+    adapters = {ADAPTERS} if INDEX in pushed else set()
     places = {(PurePosixPath(name).parent, variant_of(name)) for name in pushed if variant_of(name) is not None}
     return [
         name

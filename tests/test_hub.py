@@ -760,6 +760,20 @@ def test_the_command_pushes(server, clients, tiny_folder):
     assert "backshan: " not in done.err
 
 
+def test_pushing_and_pulling_need_no_torch(server, clients, tiny_folder):
+    """It takes seconds to import, and nearly a GB of memory."""
+    code = """
+import sys
+from backshan_diffusers import cli, hub
+assert cli.main(["push", sys.argv[1], "org/light"]) == 0
+assert hub.find_model("org/light").folder == hub.pull("org/light")
+print(*sorted({"torch", "diffusers", "transformers"} & set(sys.modules)))
+"""
+    done = run_apart(server, clients.home, code, tiny_folder).checked()
+    assert done.out.splitlines()[1:] == [""]
+    assert model_of(server.files("org/light")) == on_disk(tiny_folder)
+
+
 def test_the_command_says_why_it_cannot(server, clients, tiny_folder, tmp_path):
     done = command(clients, "push", tmp_path, "org/no")
     assert (done.code, done.out) == (2, "")

@@ -21,9 +21,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from ..data import Pairs, PairsError, load_pairs
 from ..faces import FaceDetectorMissing
 from ..files import full_disk_in_words
+from ..folder_check import check_folder
 from ..objective import Objective
 from ..pipelines import BackToFrontPipeline
-from ..pipelines.folder_check import check_folder
 from .base import open_base
 from .building import StageBuilder
 from .caching import PairArrays, cache_pairs
