@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,11 +41,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
 
 from . import MINI, __version__, cards
 from .data import load_pairs
 from .data.tables import masks_of, write_tables
+from .files import full_disk_in_words
 from .folder_check import ADAPTERS, INDEX, PICKLES, check_folder, components, records_conditioning, without_origin
 from .remote_code import sources
 
@@ -147,7 +154,7 @@ def pull(repo_id: str, revision: str | None = None, token: str | None = None) ->
     Raises:
         HubError: if there is none, or its weights are only in pickles.
     """
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     api = HfApi(token=token, library_name="backshan_diffusers", library_version=__version__)
 
     def download() -> Path:
@@ -226,7 +233,7 @@ def push(
         ValueError: if the files of which the card is made cannot be read.
     """
     folder = Path(folder)
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     files = _model_files(folder)
     if subfolder is not None:
         files = {f"{subfolder}/{name}": content for name, content in files.items()}
@@ -236,25 +243,91 @@ def push(
     return _push(repo_id, "model", files, private, revision, token, message, create_pr)
 
 
-def push_while_training(
-    folder: Path, repo_id: str, report: Callable[[str], None], *, private: bool, revision: str | None = None
-) -> None:
+def push_finished(folder: Path, repo_id: str, report: Callable[[str], None], *, private: bool) -> None:
     """As [`push`], for a run that must not end because the network does: a failure is one sentence to `report`.
 
     It waits for the end of the push, at most some minutes if the Hub does not answer. What a failed push has sent is
     not sent again by the next one.
 
     Args:
-        folder: of a pipeline that stays as it is until the push is done.
+        folder: of the finished pipeline.
         repo_id: of the repository, which is made if there is none.
         report: is told what went wrong.
         private: whether only its owner sees the repository.
-        revision: a branch, for a model that is not finished; by default `main`.
     """
+    with _failure_reported(f"{folder} was not pushed to {repo_id}", report):
+        push(folder, repo_id, private=private)
+
+
+class UnfinishedPushes:
+    """Pushes of a model that still learns, to the branch `training`.
+
+    Each is made by a thread while the training goes on: it may take as long as many steps, and some minutes where the
+    Hub does not answer. One that is due meanwhile is left out, for the next one sends what the model is by then.
+    Whatever goes wrong is one sentence to `report`.
+
+    Args:
+        repo_id: of the repository, which is made if there is none.
+        folder: where a model lies while it is pushed.
+        report: is told what went wrong, or was left out.
+        private: whether only its owner sees the repository.
+    """
+
+    BRANCH = "training"
+
+    def __init__(self, repo_id: str, folder: Path, report: Callable[[str], None], *, private: bool):
+        self.repo_id, self.folder, self.report, self.private = repo_id, folder, report, private
+        self._api, self._last = HfApi(), None
+
+    def begin(self, stage: str, step: int, write: Callable[[Path], None]) -> None:
+        """Write the model now, by `write(folder)`, and push it while the caller goes on.
+
+        Args:
+            stage: that trains it.
+            step: of the stage, how many are done.
+            write: fills a folder that is there with a pipeline.
+        """
+        failure = f"step {step} of {stage} was not pushed to {self.repo_id}"
+        if self._last is not None and not self._last.done():
+            self.report(f"{failure}: the push before is still under way.")
+            return
+        with _failure_reported(failure, self.report):
+            with full_disk_in_words(self.folder):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.folder.mkdir(parents=True)
+                write(self.folder)
+            self._last = self._api.run_as_future(self._push, f"Stage {stage}, step {step}", failure)
+
+    def end(self) -> None:
+        """Wait for the push that is under way, and leave nothing of it in the folder."""
+        if self._last is not None:
+            self._last.result()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _push(self, message: str, failure: str) -> None:
+        with _failure_reported(failure, self.report), _without_bars():
+            push(self.folder, self.repo_id, private=self.private, revision=self.BRANCH, message=message)
+
+
+@contextmanager
+def _failure_reported(failure: str, report: Callable[[str], None]) -> Iterator[None]:
+    """Within, whatever goes wrong is one sentence: hours of training are worth more than what made a push fail."""
     try:
-        push(folder, repo_id, private=private, revision=revision)
-    except (OSError, ValueError) as error:
-        report(f"{folder} was not pushed to {repo_id}: {error}")
+        yield
+    except Exception as error:
+        report(f"{failure}: {error}")
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the progress bars of huggingface_hub, which would lie across that of the training."""
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def _model_files(folder: Path) -> dict[str, Content]:
@@ -330,7 +403,7 @@ def push_pairs(
         HubError: if the Hub refuses, or does not answer even after some time.
         ValueError: if there are no such pairs.
     """
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     with tempfile.TemporaryDirectory() as folder:
         counts = {}
         for split, count in splits.items():
@@ -348,7 +421,7 @@ def pull_pairs(repo_id: str, revision: str | None = None, token: str | None = No
     Raises:
         HubError: if there is no such dataset, or it holds no parquet files.
     """
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
 
     def download() -> Path:
         patterns = ["data/*.parquet"]
@@ -437,7 +510,12 @@ def variant_of(name: str) -> str | None:
     return None if found is None else found["variant"] or found["old"] or found["of_index"] or ""
 
 
-def _check_repo_id(repo_id: str) -> None:
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what no repository can be called.
+
+    Raises:
+        HubError: in one sentence.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
