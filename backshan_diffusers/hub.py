@@ -69,8 +69,11 @@ STALLED_AFTER_S = 60.0
 WAITS_S = (1, 2, 4, 8)
 """Before what failed is tried again."""
 
-PASSING = frozenset((408, 412, 429, 500, 502, 503, 504))
-"""Status codes after which the same may succeed; 412: somebody else has committed in between."""
+OVERTAKEN = 412
+"""Status code that says that somebody else has committed in between."""
+
+PASSING = frozenset((408, OVERTAKEN, 429, 500, 502, 503, 504))
+"""Status codes after which the same may succeed."""
 
 WEIGHTS = re.compile(
     r"[\w-]+?(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5}(?:\.(?P<old>\w+))?)?\.(?:safetensors|bin)"
@@ -99,7 +102,7 @@ class MissingFileError(HubError):
 
 
 class UnreachableHubError(HubError):
-    """The Hub does not answer, or nothing may be asked of it."""
+    """The Hub does not answer, nothing may be asked of it, or others are always faster."""
 
 
 @dataclass(frozen=True)
@@ -609,6 +612,11 @@ def _in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:
         return MissingRepoError(f"{repo_id} does not exist, or is private and needs a token (hf auth login).")
     if has(RevisionNotFoundError):
         return MissingRevisionError(f"{repo_id} has no revision {revision}: give a branch, a tag or a commit of it.")
+    if any(_status(cause) == OVERTAKEN for cause in causes):
+        return UnreachableHubError(
+            f"others push to {repo_id} at the same time and were faster each time: do the same again; what is complete"
+            " is kept."
+        )
     if _may_pass(error):
         return UnreachableHubError(
             f"the Hub does not answer as it should ({_first_line(causes[-1])}): do the same again later; what is"

@@ -5,6 +5,7 @@ import re
 import shutil
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,35 @@ def test_too_many_failures_are_said_and_nothing_is_visible(server, clients, tiny
     assert "UnreachableHubError: the Hub does not answer as it should (" in said(done.err)
     assert list(server.files("org/never")) == [".gitattributes"]
     assert server.asked("POST", "/org/never/commit/") == 4
+
+
+def test_two_who_push_at_once_come_one_after_the_other(server, clients, tmp_path):
+    """Both have read the same state of the branch, which neither of them had found, before either commits."""
+    tiny_pipeline(seed=61).save_pretrained(tmp_path / "one", max_shard_size="50KB")
+    tiny_pipeline(seed=62).save_pretrained(tmp_path / "two")
+    push = "import sys; from backshan_diffusers.hub import push; folder, message = sys.argv[1:]\n"
+    push += "print(push(folder, 'org/shared', revision='dev', message=message).oid)"
+    server.faults += [Fault("POST", "/branch/", "meet", 2), Fault("POST", "/commit/", "meet", 2)]
+
+    def push_in_a_process(name: str) -> tuple[str, str]:
+        return run_apart(server, tmp_path / f"home of {name}", push, tmp_path / name, name).checked().out.strip(), name
+
+    with ThreadPoolExecutor() as pool:
+        pushed = dict(pool.map(push_in_a_process, ("one", "two")))
+    assert [fault.times for fault in server.faults] == [0, 0]
+    assert server.asked("POST", "/org/shared/commit/") == 3  # one was refused
+    newest, older, _ = server.repo("org/shared").history("dev")
+    assert {newest.oid: newest.title, older.oid: older.title} == pushed
+    for commit in (newest, older):
+        files = {name: server.read(file) for name, file in commit.files.items()}
+        assert model_of(files) == on_disk(tmp_path / commit.title)
+
+
+def test_who_is_overtaken_each_time_is_told(server, clients, tiny_folder):
+    server.faults.append(Fault("POST", "/commit/", "412", 100))
+    done = clients.run(IMPATIENT + PUSH, tiny_folder, "org/overtaken")
+    assert "UnreachableHubError: others push to org/overtaken at the same time and were faster each" in said(done.err)
+    assert list(server.files("org/overtaken")) == [".gitattributes"]
 
 
 def test_a_run_does_not_end_with_the_network(server, clients, tiny_folder, tmp_path):
