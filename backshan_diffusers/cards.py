@@ -203,8 +203,9 @@ def _table(evaluation: dict[str, Any] | None) -> str:
 def _training(record: Mapping[str, Any]) -> str:
     if not record:
         return "Not recorded."
+    steps = f"{record['steps_done']} of {record['max_steps']}" if "steps_done" in record else record.get("max_steps")
     sentence = (
-        f"Stage `{record.get('stage')}`: {record.get('max_steps')} steps of {record.get('batch_size')} pairs"
+        f"Stage `{record.get('stage')}`: {steps} steps of {record.get('batch_size')} pairs"
         f" of the source `{record.get('source')}`. All settings:"
     )
     return f"{sentence}\n\n```yaml\n{yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True)}```"

@@ -316,7 +316,7 @@ def push(options: argparse.Namespace) -> int:
     from . import hub
 
     settings = {"private": options.private, "revision": options.revision, "license": options.license}
-    with _quiet_libraries():
+    with _quiet_hub():
         try:
             commit = hub.push(options.folder, options.repo, **settings)
         except hub.UnreachableHubError as error:
@@ -518,10 +518,8 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
     Raises:
         UnusableArgumentError: if there is no such model, or it cannot be loaded.
     """
-    from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-
     from . import BackshanControlNetModel, BackToFrontPipeline, hub
-    from .pipelines.folder_check import find_damage
+    from .folder_check import ADAPTERS, find_damage
 
     try:
         found = hub.find_model(model)
@@ -535,7 +533,7 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
         _report(f"the model is {found.origin}.")
     try:
         pipeline = BackToFrontPipeline.from_pretrained(found.folder, dtype=dtype).to(device)
-        if (found.folder / LORA_WEIGHT_NAME_SAFE).exists():  # a part of what the folder was trained to do
+        if (found.folder / ADAPTERS).exists():  # a part of what the folder was trained to do
             pipeline.load_lora_weights(found.folder)
     except Exception as error:  # damaged files make the readers raise nearly anything
         reason = (None if isinstance(error, OSError) else find_damage(found.folder)) or _sentence(error)
@@ -750,29 +748,36 @@ def _thumbnail(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Without the progress bars and warnings of diffusers and transformers: what matters here is said by us.
-
-    Of huggingface_hub the progress bars stay, which show how long a download or an upload takes.
-    """
+    """Without the progress bars and warnings of diffusers and transformers: what matters here is said by us."""
     import diffusers.utils.logging
-    import huggingface_hub.utils.logging
     import transformers.utils.logging
 
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    of_the_hub = huggingface_hub.utils.logging.get_verbosity()
-    huggingface_hub.utils.logging.set_verbosity_error()
     for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        yield
+        with _quiet_hub():
+            yield
     finally:
-        huggingface_hub.utils.logging.set_verbosity(of_the_hub)
         for library, (level, with_bar) in zip(libraries, before):
             library.set_verbosity(level)
             if with_bar:
                 library.enable_progress_bar()
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the warnings of huggingface_hub; its progress bars show how long a download or an upload takes."""
+    import huggingface_hub.utils.logging
+
+    before = huggingface_hub.utils.logging.get_verbosity()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        huggingface_hub.utils.logging.set_verbosity(before)
 
 
 def _text(text: str) -> str:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,6 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import httpx2
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
@@ -41,13 +41,18 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
 
 from . import MINI, __version__, cards
 from .data import load_pairs
 from .data.tables import masks_of, write_tables
-from .models.controlnet_backshan import records_conditioning
-from .pipelines.folder_check import INDEX, PICKLES, check_folder, components, without_origin
+from .files import full_disk_in_words
+from .folder_check import ADAPTERS, INDEX, PICKLES, check_folder, components, records_conditioning, without_origin
 from .remote_code import sources
 
 logger = logging.getLogger(__name__)
@@ -64,8 +69,11 @@ STALLED_AFTER_S = 60.0
 WAITS_S = (1, 2, 4, 8)
 """Before what failed is tried again."""
 
-PASSING = frozenset((408, 412, 429, 500, 502, 503, 504))
-"""Status codes after which the same may succeed; 412: somebody else has committed in between."""
+OVERTAKEN = 412
+"""Status code that says that somebody else has committed in between."""
+
+PASSING = frozenset((408, OVERTAKEN, 429, 500, 502, 503, 504))
+"""Status codes after which the same may succeed."""
 
 WEIGHTS = re.compile(
     r"[\w-]+?(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5}(?:\.(?P<old>\w+))?)?\.(?:safetensors|bin)"
@@ -94,7 +102,7 @@ class MissingFileError(HubError):
 
 
 class UnreachableHubError(HubError):
-    """The Hub does not answer, or nothing may be asked of it."""
+    """The Hub does not answer, nothing may be asked of it, or others are always faster."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +157,7 @@ def pull(repo_id: str, revision: str | None = None, token: str | None = None) ->
     Raises:
         HubError: if there is none, or its weights are only in pickles.
     """
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     api = HfApi(token=token, library_name="backshan_diffusers", library_version=__version__)
 
     def download() -> Path:
@@ -176,7 +184,7 @@ def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
             " BackshanControlNetModel.from_pretrained."
         )
     index = json.loads(Path(hf_hub_download(repo_id, INDEX, revision=revision, token=api.token)).read_text("utf-8"))
-    names = [name for name in (INDEX, LORA_WEIGHT_NAME_SAFE) if name in listed]
+    names = [name for name in (INDEX, ADAPTERS) if name in listed]
     for component in components(index):
         inside = [name for name in listed if re.fullmatch(rf"{re.escape(component)}/[^/\\]+", name)]
         safe = [name for name in inside if MODEL_FILE.fullmatch(PurePosixPath(name).name)]
@@ -228,7 +236,7 @@ def push(
         ValueError: if the files of which the card is made cannot be read.
     """
     folder = Path(folder)
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     files = _model_files(folder)
     if subfolder is not None:
         files = {f"{subfolder}/{name}": content for name, content in files.items()}
@@ -238,25 +246,91 @@ def push(
     return _push(repo_id, "model", files, private, revision, token, message, create_pr)
 
 
-def push_while_training(
-    folder: Path, repo_id: str, report: Callable[[str], None], *, private: bool, revision: str | None = None
-) -> None:
+def push_finished(folder: Path, repo_id: str, report: Callable[[str], None], *, private: bool) -> None:
     """As [`push`], for a run that must not end because the network does: a failure is one sentence to `report`.
 
     It waits for the end of the push, at most some minutes if the Hub does not answer. What a failed push has sent is
     not sent again by the next one.
 
     Args:
-        folder: of a pipeline that stays as it is until the push is done.
+        folder: of the finished pipeline.
         repo_id: of the repository, which is made if there is none.
         report: is told what went wrong.
         private: whether only its owner sees the repository.
-        revision: a branch, for a model that is not finished; by default `main`.
     """
+    with _failure_reported(f"{folder} was not pushed to {repo_id}", report):
+        push(folder, repo_id, private=private)
+
+
+class UnfinishedPushes:
+    """Pushes of a model that still learns, to the branch `training`.
+
+    Each is made by a thread while the training goes on: it may take as long as many steps, and some minutes where the
+    Hub does not answer. One that is due meanwhile is left out, for the next one sends what the model is by then.
+    Whatever goes wrong is one sentence to `report`.
+
+    Args:
+        repo_id: of the repository, which is made if there is none.
+        folder: where a model lies while it is pushed.
+        report: is told what went wrong, or was left out.
+        private: whether only its owner sees the repository.
+    """
+
+    BRANCH = "training"
+
+    def __init__(self, repo_id: str, folder: Path, report: Callable[[str], None], *, private: bool):
+        self.repo_id, self.folder, self.report, self.private = repo_id, folder, report, private
+        self._api, self._last = HfApi(), None
+
+    def begin(self, stage: str, step: int, write: Callable[[Path], None]) -> None:
+        """Write the model now, by `write(folder)`, and push it while the caller goes on.
+
+        Args:
+            stage: that trains it.
+            step: of the stage, how many are done.
+            write: fills a folder that is there with a pipeline.
+        """
+        failure = f"step {step} of {stage} was not pushed to {self.repo_id}"
+        if self._last is not None and not self._last.done():
+            self.report(f"{failure}: the push before is still under way.")
+            return
+        with _failure_reported(failure, self.report):
+            with full_disk_in_words(self.folder):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.folder.mkdir(parents=True)
+                write(self.folder)
+            self._last = self._api.run_as_future(self._push, f"Stage {stage}, step {step}", failure)
+
+    def end(self) -> None:
+        """Wait for the push that is under way, and leave nothing of it in the folder."""
+        if self._last is not None:
+            self._last.result()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _push(self, message: str, failure: str) -> None:
+        with _failure_reported(failure, self.report), _without_bars():
+            push(self.folder, self.repo_id, private=self.private, revision=self.BRANCH, message=message)
+
+
+@contextmanager
+def _failure_reported(failure: str, report: Callable[[str], None]) -> Iterator[None]:
+    """Within, whatever goes wrong is one sentence: hours of training are worth more than what made a push fail."""
     try:
-        push(folder, repo_id, private=private, revision=revision)
-    except (OSError, ValueError) as error:
-        report(f"{folder} was not pushed to {repo_id}: {error}")
+        yield
+    except Exception as error:
+        report(f"{failure}: {error}")
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the progress bars of huggingface_hub, which would lie across that of the training."""
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def _model_files(folder: Path) -> dict[str, Content]:
@@ -267,8 +341,8 @@ def _model_files(folder: Path) -> dict[str, Content]:
         check_folder(folder, (), safetensors_only=True)
         parts = components(json.loads((folder / INDEX).read_text("utf-8")))
         files = {INDEX: folder / INDEX, **{f"{part}/{p.name}": p for part in parts for p in _of_model(folder / part)}}
-        if (folder / LORA_WEIGHT_NAME_SAFE).is_file():
-            files[LORA_WEIGHT_NAME_SAFE] = folder / LORA_WEIGHT_NAME_SAFE
+        if (folder / ADAPTERS).is_file():
+            files[ADAPTERS] = folder / ADAPTERS
         config = folder / "controlnet" / CONFIG
     else:
         files, config = {path.name: path for path in _of_model(folder)}, folder / CONFIG
@@ -332,7 +406,7 @@ def push_pairs(
         HubError: if the Hub refuses, or does not answer even after some time.
         ValueError: if there are no such pairs.
     """
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     with tempfile.TemporaryDirectory() as folder:
         counts = {}
         for split, count in splits.items():
@@ -350,7 +424,7 @@ def pull_pairs(repo_id: str, revision: str | None = None, token: str | None = No
     Raises:
         HubError: if there is no such dataset, or it holds no parquet files.
     """
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
 
     def download() -> Path:
         patterns = ["data/*.parquet"]
@@ -422,7 +496,7 @@ def replaced_weights(present: list[str], pushed: list[str]) -> list[str]:
     diffusers would go on reading those in several files, say, where the new ones are in one. A pipeline without
     adapters replaces one that had some.
     """
-    adapters = {LORA_WEIGHT_NAME_SAFE} if INDEX in pushed else set()
+    adapters = {ADAPTERS} if INDEX in pushed else set()
     places = {(PurePosixPath(name).parent, variant_of(name)) for name in pushed if variant_of(name) is not None}
     return [
         name
@@ -439,7 +513,12 @@ def variant_of(name: str) -> str | None:
     return None if found is None else found["variant"] or found["old"] or found["of_index"] or ""
 
 
-def _check_repo_id(repo_id: str) -> None:
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what no repository can be called.
+
+    Raises:
+        HubError: in one sentence.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -533,6 +612,11 @@ def _in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:
         return MissingRepoError(f"{repo_id} does not exist, or is private and needs a token (hf auth login).")
     if has(RevisionNotFoundError):
         return MissingRevisionError(f"{repo_id} has no revision {revision}: give a branch, a tag or a commit of it.")
+    if any(_status(cause) == OVERTAKEN for cause in causes):
+        return UnreachableHubError(
+            f"others push to {repo_id} at the same time and were faster each time: do the same again; what is complete"
+            " is kept."
+        )
     if _may_pass(error):
         return UnreachableHubError(
             f"the Hub does not answer as it should ({_first_line(causes[-1])}): do the same again later; what is"

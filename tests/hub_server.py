@@ -40,7 +40,8 @@ class Fault:
         method: of the request.
         path: regular expression that is found in its path.
         kind: a status code; `stall`, that is no answer; `drop`, the connection is closed amid the request's body;
-            `lost`, all is done and the connection is closed before the answer; `cut`, half of the answer is sent.
+            `lost`, all is done and the connection is closed before the answer; `cut`, half of the answer is sent;
+            `meet`, nothing goes wrong, but it is done when a second request waits for the same.
         times: how many requests meet it.
     """
 
@@ -129,6 +130,7 @@ class Hub:
         """Parts of files that were asked for."""
         self.stopping = threading.Event()
         self.lock = threading.RLock()
+        self.meeting = threading.Barrier(2, timeout=60)
         self.server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.cdn = f"http://localhost:{self.server.server_port}"  # another origin, which gets no token
@@ -248,6 +250,8 @@ class Handler(BaseHTTPRequestHandler):
             self.fault.times -= 1
         if self.fault.kind == "stall":
             self.hub.stopping.wait(60)
+        if self.fault.kind == "meet":
+            self.hub.meeting.wait()
         if self.fault.kind == "drop":
             self.rfile.read(self.unread // 2)
         if self.fault.kind in ("stall", "drop"):

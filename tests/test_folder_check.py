@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file, save_file
 
 from backshan_diffusers import MINI, BackToFrontPipeline
-from backshan_diffusers.pipelines.folder_check import check_folder, find_damage
+from backshan_diffusers.folder_check import ADAPTERS, check_folder, find_damage
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "controlnet", "scheduler")
 CONFIGS = [
@@ -48,6 +49,10 @@ def refused(folder: Path, *words, given: tuple[str, ...] = ()) -> bool:
     for word in words:
         assert str(word) in message
     return True
+
+
+def test_adapters_are_called_as_diffusers_does():
+    assert ADAPTERS == LORA_WEIGHT_NAME_SAFE
 
 
 @pytest.mark.parametrize("make", [str, Path])

@@ -5,6 +5,7 @@ import re
 import shutil
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,35 @@ def test_too_many_failures_are_said_and_nothing_is_visible(server, clients, tiny
     assert server.asked("POST", "/org/never/commit/") == 4
 
 
+def test_two_who_push_at_once_come_one_after_the_other(server, clients, tmp_path):
+    """Both have read the same state of the branch, which neither of them had found, before either commits."""
+    tiny_pipeline(seed=61).save_pretrained(tmp_path / "one", max_shard_size="50KB")
+    tiny_pipeline(seed=62).save_pretrained(tmp_path / "two")
+    push = "import sys; from backshan_diffusers.hub import push; folder, message = sys.argv[1:]\n"
+    push += "print(push(folder, 'org/shared', revision='dev', message=message).oid)"
+    server.faults += [Fault("POST", "/branch/", "meet", 2), Fault("POST", "/commit/", "meet", 2)]
+
+    def push_in_a_process(name: str) -> tuple[str, str]:
+        return run_apart(server, tmp_path / f"home of {name}", push, tmp_path / name, name).checked().out.strip(), name
+
+    with ThreadPoolExecutor() as pool:
+        pushed = dict(pool.map(push_in_a_process, ("one", "two")))
+    assert [fault.times for fault in server.faults] == [0, 0]
+    assert server.asked("POST", "/org/shared/commit/") == 3  # one was refused
+    newest, older, _ = server.repo("org/shared").history("dev")
+    assert {newest.oid: newest.title, older.oid: older.title} == pushed
+    for commit in (newest, older):
+        files = {name: server.read(file) for name, file in commit.files.items()}
+        assert model_of(files) == on_disk(tmp_path / commit.title)
+
+
+def test_who_is_overtaken_each_time_is_told(server, clients, tiny_folder):
+    server.faults.append(Fault("POST", "/commit/", "412", 100))
+    done = clients.run(IMPATIENT + PUSH, tiny_folder, "org/overtaken")
+    assert "UnreachableHubError: others push to org/overtaken at the same time and were faster each" in said(done.err)
+    assert list(server.files("org/overtaken")) == [".gitattributes"]
+
+
 def test_a_run_does_not_end_with_the_network(server, clients, tiny_folder, tmp_path):
     code = (
         IMPATIENT
@@ -169,7 +199,7 @@ def test_a_run_does_not_end_with_the_network(server, clients, tiny_folder, tmp_p
 import sys
 from pathlib import Path
 for folder in (sys.argv[1], sys.argv[2]):
-    hub.push_while_training(Path(folder), "org/training", print, private=True, revision="steps")
+    hub.push_finished(Path(folder), "org/training", print, private=True)
 """
     )
     server.faults.append(Fault("POST", "/commit/", "drop", 100))
@@ -178,8 +208,7 @@ for folder in (sys.argv[1], sys.argv[2]):
     assert f"{tmp_path} was not pushed to org/training: {tmp_path} has no model_index.json" in out
     server.faults.clear()
     assert clients.run(code, tiny_folder, tiny_folder).checked().out == ""
-    assert model_of(server.files("org/training", "steps")) == on_disk(tiny_folder)
-    assert list(server.files("org/training")) == [".gitattributes"]
+    assert model_of(server.files("org/training")) == on_disk(tiny_folder)
 
 
 def test_adapters_go_with_their_pipeline_and_leave_with_it(server, clients, model, tiny_folder):
@@ -195,32 +224,129 @@ def test_adapters_go_with_their_pipeline_and_leave_with_it(server, clients, mode
     assert LORA_WEIGHT_NAME_SAFE not in server.files("org/adapted")
 
 
-def test_the_training_script_pushes_what_it_has_finished(server, clients, tiny_folder):
-    config = clients.folder / "one-step.yaml"
-    joint = {"max_steps": 1, "batch_size": 1, "checkpoint_every": 1, "log_every": 1}
+TRAIN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+AT_ONCE = """
+from concurrent.futures import Future
+from huggingface_hub import HfApi
+def run_at_once(self, call, *arguments):
+    done = Future()
+    done.set_result(call(*arguments))
+    return done
+HfApi.run_as_future = run_at_once
+"""
+"""Before code that pushes by a thread: the training waits for it, so that no push is left out."""
+
+
+@pytest.fixture(scope="module")
+def script(clients, tiny_folder) -> list:
+    """The training script with a config of four steps in each of two stages, and a checkpoint at each second one."""
+    config = clients.folder / "four-steps.yaml"
     values = {"base_model": str(tiny_folder), "train_pairs": 2, "validation_pairs": 1, "objective": {"preset": "mse"}}
-    config.write_text(yaml.safe_dump({**values, "report_to": "none", "stages": {"joint": joint}}))
-    script = str(Path(__file__).parents[1] / "examples" / "train_backshan.py")
-    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    train = [
-        script,
-        "--config",
-        config,
-        "--output_dir",
-        clients.folder / "run",
-        "--push_to_hub",
-        "org/run",
-        "--hub_private",
-    ]
+    values |= {"max_steps": 4, "batch_size": 1, "checkpoint_every": 2, "log_every": 1, "report_to": "none"}
+    values |= {"cache_dir": str(clients.folder / "cache"), "stages": {"controlnet": {}, "joint": {}}}
+    config.write_text(yaml.safe_dump(values))
+    return [Path(__file__).parents[1] / "examples" / "train_backshan.py", "--config", config, "--output_dir"]
+
+
+@pytest.fixture(scope="module")
+def trained(clients, script) -> Path:
+    """The folder of a run that has pushed nothing."""
+    clients.run(TRAIN, *script, clients.folder / "trained").checked()
+    return clients.folder / "trained"
+
+
+def weights_in(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, content in on_disk(folder).items() if name.endswith(".safetensors")}
+
+
+def titles(server, repo: str, branch: str) -> list[str]:
+    """Of the commits, oldest first, without the Hub's own."""
+    return [commit.title for commit in server.repo(repo).history(branch)][-2::-1]
+
+
+def test_the_training_script_pushes_what_it_has_finished(server, clients, script, trained):
+    train = [*script, trained, "--push_to_hub", "org/run", "--hub_private"]
     server.faults.append(Fault("POST", "/commit/", "500", 100))
-    done = clients.run(IMPATIENT + code, *train)
+    done = clients.run(IMPATIENT + TRAIN, *train)
     assert done.code == 0 and "was not pushed to org/run: the Hub does not answer as it should (" in done.err
     server.faults.clear()
-    assert clients.run(code, *train).code == 0
+    assert clients.run(TRAIN, *train).code == 0
     assert server.repo("org/run").private
-    trained, files = on_disk(clients.folder / "run/joint/pipeline"), server.files("org/run")
-    weights = [name for name in trained if name.endswith(".safetensors")]
-    assert len(weights) == 4 and all(files[name] == trained[name] for name in weights)
+    files, weights = server.files("org/run"), weights_in(trained / "joint/pipeline")
+    assert len(weights) == 4 and weights.items() <= files.items()
+
+
+def test_the_training_script_pushes_what_it_has_so_far(server, clients, script, trained):
+    """The first push fails with the network. The run goes on, with the same weights as one that pushes nothing."""
+    run = clients.folder / "pushing"
+    train = [*script, run, "--push_to_hub", "org/so-far", "--hub_private", "--push_every", "1"]
+    server.faults.append(Fault("POST", "", "drop", 4))
+    done = clients.run(IMPATIENT + AT_ONCE + TRAIN, *train).checked()
+    failures = [line for line in done.err.splitlines() if "was not pushed" in line]
+    assert len(failures) == 1
+    assert failures[0].startswith("step 2 of controlnet was not pushed to org/so-far: the Hub does not answer as it")
+    stages = ["Stage controlnet, step 4", "Stage joint, step 2", "Stage joint, step 4"]
+    assert titles(server, "org/so-far", "training") == stages
+    assert titles(server, "org/so-far", "main") == ["Push a pipeline of backshan_diffusers"]
+    assert server.repo("org/so-far").private
+    assert weights_in(run) == weights_in(trained) and len(weights_in(run)) > 10
+    assert not (run / ".pushed").exists()
+    last, before, *_ = server.repo("org/so-far").history("training")
+    ended, halfway = ({name: server.read(file) for name, file in each.files.items()} for each in (last, before))
+    assert weights_in(run / "joint/pipeline").items() <= ended.items()
+    changed = {name for name in weights_in(run / "joint/pipeline") if halfway[name] != ended[name]}
+    assert changed == {"unet/diffusion_pytorch_model.safetensors", "controlnet/diffusion_pytorch_model.safetensors"}
+    assert b"Stage `joint`: 2 of 4 steps of 1 pairs" in halfway["README.md"]
+
+    shutil.rmtree(run / "joint/checkpoint-4")  # as if the run had been killed after the push and lost what it had
+    shutil.rmtree(run / "joint/pipeline")
+    clients.run(AT_ONCE + TRAIN, *train).checked()
+    assert titles(server, "org/so-far", "training") == stages
+    assert len(titles(server, "org/so-far", "main")) == 1
+
+
+def test_a_run_that_is_killed_in_a_push_pushes_on(server, clients, script):
+    run = clients.folder / "killed"
+    train = [*script, run, "--push_to_hub", "org/killed-run", "--push_every", "1"]
+    server.faults += [Fault("POST", "/commit/", "none"), Fault("POST", "/commit/", "stall", 100)]
+    number = clients.start(AT_ONCE + TRAIN, *train)
+    wait_until(lambda: server.faults[1].times < 100)
+    clients.kill(number)
+    server.faults.clear()
+    clients.run(AT_ONCE + TRAIN, *train).checked()
+    stages = ["Stage controlnet, step 2", "Stage joint, step 2", "Stage joint, step 4"]
+    assert titles(server, "org/killed-run", "training") == stages
+    assert len(titles(server, "org/killed-run", "main")) == 1
+    assert not (run / ".pushed").exists()
+
+
+def test_the_training_does_not_wait_for_a_push(server, clients, script):
+    run = clients.folder / "going-on"
+    train = [*script, run, "--push_to_hub", "org/slow", "--push_every", "1"]
+    server.faults.append(Fault("POST", "/commit/", "stall", 10_000))
+    patient = "from backshan_diffusers import hub; hub.WAITS_S = (0,) * 1000; hub.STALLED_AFTER_S = 1.0\n"
+    number = clients.start(patient + TRAIN, *train)
+    wait_until(lambda: (run / "joint/pipeline").exists())
+    server.faults.clear()
+    done = clients.wait(number).checked()
+    assert "step 4 of joint was not pushed to org/slow: the push before is still under way." in done.err
+    assert titles(server, "org/slow", "training") == ["Stage controlnet, step 2"]
+    assert weights_in(run / "joint/pipeline").items() <= server.files("org/slow").items()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--push_every", "2"], "push_every is given without push_to_hub: say where to push."),
+        (["--push_to_hub", "org/x", "--push_every", "0"], "'--push_every 0' cannot be read"),
+        (["--push_to_hub", "a b"], "'a b' is no id of a repository: give one as owner/name."),
+    ],
+)
+def test_what_the_script_cannot_push_is_refused_before_it_trains(clients, script, options, words):
+    done = clients.run(TRAIN, *script, clients.folder / "refused", *options)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert words in done.err
+    assert not (clients.folder / "refused").exists()
 
 
 def test_a_push_that_was_killed_goes_on(server, clients, model):
@@ -760,6 +886,20 @@ def test_the_command_pushes(server, clients, tiny_folder):
     assert "backshan: " not in done.err
 
 
+def test_pushing_and_pulling_need_no_torch(server, clients, tiny_folder):
+    """It takes seconds to import, and nearly a GB of memory."""
+    code = """
+import sys
+from backshan_diffusers import cli, hub
+assert cli.main(["push", sys.argv[1], "org/light"]) == 0
+assert hub.find_model("org/light").folder == hub.pull("org/light")
+print(*sorted({"torch", "diffusers", "transformers"} & set(sys.modules)))
+"""
+    done = run_apart(server, clients.home, code, tiny_folder).checked()
+    assert done.out.splitlines()[1:] == [""]
+    assert model_of(server.files("org/light")) == on_disk(tiny_folder)
+
+
 def test_the_command_says_why_it_cannot(server, clients, tiny_folder, tmp_path):
     done = command(clients, "push", tmp_path, "org/no")
     assert (done.code, done.out) == (2, "")
@@ -820,7 +960,8 @@ def test_the_page_about_the_hub(server, clients, tmp_path, tiny_folder, datasets
             for line in code.splitlines():
                 assert command(clients, *line.split()[1:]).code == 0
         else:
-            clients.run(code).checked()
+            clients.forget()
+            clients.run(("" if "backshan_diffusers" in code else WITHOUT_PACKAGE) + code).checked()
     assert len(found) == 7
     assert server.repo("owner/my-model").private
     assert set(server.repo("owner/my-model").branches) == {"main", "dev"}

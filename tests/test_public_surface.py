@@ -141,7 +141,7 @@ def test_options_of_the_training_script():
     objective = {f"objective.{name}" for name in ("preset", *(entry.name for entry in fields(Objective)))}
     staged = {f"stages.{stage}.{name}" for stage in STAGES for name in of_stage | objective}
     names = of_run | of_stage | {f"model.{name}" for name in model} | objective | staged
-    own = {"-h", "--help", "--config", "--dry_run", "--push_to_hub", "--hub_private"}
+    own = {"-h", "--help", "--config", "--dry_run", "--push_to_hub", "--hub_private", "--push_every"}
     assert options_of(script.build_parser()) == own | {f"--{n}" for n in names}
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tiny import tiny_config, tiny_pipeline
 from backshan_diffusers import BackToFrontPipeline
 from backshan_diffusers.training.checkpoints import checkpoint_path, find_damage
 from backshan_diffusers.training.config import ModelSize
-from backshan_diffusers.training.run import TrainingRun
+from backshan_diffusers.training.run import Previews, TrainingRun
 from backshan_diffusers.training.trainer import StageTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -72,17 +73,23 @@ def cut_models_up(whether: bool) -> None:
     AcceleratorState().fsdp_plugin.set_mixed_precision("bf16")  # as accelerate would; no rounding may come of it
 
 
-def train(folder: Path, cut_up: bool) -> None:
+def train(folder: Path, cut_up: bool, previews: Previews | None = None) -> None:
     cut_models_up(cut_up)
     home = folder.parent
-    TrainingRun(tiny_config(folder, cache_dir=str(home / "cache"), base_model=str(home / "base"), **SETTINGS)).run()
+    config = tiny_config(folder, cache_dir=str(home / "cache"), base_model=str(home / "base"), **SETTINGS)
+    TrainingRun(config, previews).run()
 
 
 def process(home: Path) -> None:
     """What each of the two processes does."""
     engine = Accelerator()
+
+    def write_preview(stage: str, step: int, write: Callable[[Path], None]) -> None:
+        assert engine.is_main_process
+        write(home / "previews" / f"{stage}-{step}")
+
     train(home / "whole", False)
-    train(home / "cut", True)
+    train(home / "cut", True, Previews(1, write_preview))
     if engine.is_main_process:
         for name in ("cut", "whole"):
             run = shutil.copytree(home / name, home / f"{name} resumed")
@@ -162,6 +169,16 @@ def test_cut_up_models_are_validated_and_saved_whole(home):
     cut, whole = ([float(value) for value in table[-1].split(",")] for table in tables)
     assert cut == pytest.approx(whole, abs=1e-4, rel=1e-3)
     assert find_damage(home / "cut" / "joint" / "checkpoint-4") is None
+
+
+def test_previews_of_cut_up_models_are_whole(home):
+    """The run that was resumed made none, and its weights are those of this one."""
+    previews = home / "previews"
+    assert sorted(path.name for path in previews.iterdir()) == ["joint-2", "joint-4", "vae-2"]
+    for preview, finished in (("joint-4", "joint"), ("vae-2", "vae")):
+        for path in (home / "cut" / finished / "pipeline").rglob("*.safetensors"):
+            shown = previews / preview / path.relative_to(home / "cut" / finished / "pipeline")
+            assert shown.read_bytes() == path.read_bytes(), shown
 
 
 def test_one_process_goes_on_from_the_checkpoint_of_cut_up_models(home):

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 from ..conditioning import CHANNELS_PER_PART
 from ..files import complete_file, full_disk_in_words
+from ..folder_check import INDEX, check_controlnet
 from ..models import BackshanControlNetModel
 from ..models.controlnet_backshan import OWN_ARGUMENTS
-from ..pipelines.folder_check import INDEX, check_controlnet
 from .origin import SOFTWARE, ExportError
 
 SUFFIX = ".safetensors"

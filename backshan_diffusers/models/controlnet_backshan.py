@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -17,15 +17,11 @@ from diffusers.models.controlnets.controlnet import ControlNetOutput
 
 from ..conditioning import CANNY_HIGH_THRESHOLD, CANNY_LOW_THRESHOLD, CHANNELS_PER_PART, conditioning_parts
 from ..conditioning import conditioning_channels as channels_of
+from ..folder_check import records_conditioning
 from ..publishing import Published
 
 DEFAULT_PROMPT = "Front side of the person"
 """The prompt where neither a call nor a record names one."""
-
-
-def records_conditioning(config: Mapping[str, Any]) -> bool:
-    """Whether a ControlNet's config says what it reads: one of ours does, even where the stock class has saved it."""
-    return "conditioning" in config
 
 
 @dataclass

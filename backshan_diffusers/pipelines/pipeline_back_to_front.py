@@ -34,10 +34,10 @@ from ..conditioning import (
     control_image,
     control_picture,
 )
-from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel, records_conditioning
+from ..folder_check import check_folder, records_conditioning
+from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel
 from ..pictures import Letterbox, load_picture, picture_sheet, pixels_to_decode
 from ..publishing import Published
-from .folder_check import check_folder
 from .pipeline_output import BackToFrontPipelineOutput
 
 __all__ = ["BackToFrontPipeline", "ModelMixin", "NotFiniteError"]

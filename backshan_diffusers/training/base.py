@@ -6,13 +6,11 @@ from pathlib import Path
 
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from transformers import CLIPTextModel
 
+from ..folder_check import ADAPTERS, check_folder, records_conditioning
 from ..models import BackshanControlNetModel
-from ..models.controlnet_backshan import records_conditioning
 from ..pipelines import BackToFrontPipeline
-from ..pipelines.folder_check import check_folder
 from .config import ConfigError, check
 from .scratch import seeded
 
@@ -38,7 +36,7 @@ def open_base(name: str, seed: int, controlnet: str | None = None, **recorded) -
             read pictures in that way.
     """
     check(
-        not Path(name, LORA_WEIGHT_NAME_SAFE).exists(),
+        not Path(name, ADAPTERS).exists(),
         f"the base_model {name} holds a LoRA adapter beside its U-Net: open it with diffusers, call load_lora_weights"
         " and fuse_lora, save the pipeline to a new folder, and give that.",
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from ..files import complete_file, complete_folder, put_back
+from ..folder_check import without_origin
 from ..pipelines import BackToFrontPipeline
-from ..pipelines.folder_check import without_origin
 from .config import STAGES
 
 LIMIT = 40e6

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from ..data import Pairs, PairsError, load_pairs
 from ..faces import FaceDetectorMissing
 from ..files import full_disk_in_words
+from ..folder_check import check_folder
 from ..objective import Objective
 from ..pipelines import BackToFrontPipeline
-from ..pipelines.folder_check import check_folder
 from .base import open_base
 from .building import StageBuilder
 from .caching import PairArrays, cache_pairs
@@ -51,11 +52,25 @@ PATIENCE = timedelta(hours=12)
 """How long processes wait for the first one, which alone draws pairs, validates and writes."""
 
 
+@dataclass(frozen=True)
+class Previews:
+    """What is done with a model that still learns.
+
+    Args:
+        every: after so many checkpoints.
+        show: `(stage, step, write)`, called in the first process; `write(folder)` fills a folder with the pipeline.
+    """
+
+    every: int
+    show: Callable[[str, int, Callable[[Path], None]], None]
+
+
 class TrainingRun(StageBuilder):
     """Trains every stage of a config that is not finished yet.
 
     Args:
         config: what to train.
+        previews: what is done with models that still learn; no weight depends on it.
 
     Raises:
         ConfigError: if the tracker is not installed, this machine lacks something else that the config asks for,
@@ -63,10 +78,11 @@ class TrainingRun(StageBuilder):
             which a step has one.
     """
 
-    def __init__(self, config: TrainingConfig):
+    def __init__(self, config: TrainingConfig, previews: Previews | None = None):
         check_tracker(config.report_to)
         check_machine(config)
         super().__init__(config, _new_engine())
+        self.previews = previews
         self._check_comparisons()
 
     def run(self) -> Path:
@@ -208,7 +224,10 @@ class TrainingRun(StageBuilder):
             pipeline.register_modules(**components)
             pipeline.to(self.accelerator.device)
         with tracking(self.accelerator, folder, trainer.step, record):
-            trainer.train(lambda step: self._validate(name, step, pipeline, held_out, masks, prompts))
+            trainer.train(
+                lambda step: self._validate(name, step, pipeline, held_out, masks, prompts),
+                lambda step: self._preview(trainer, step, module, source, record),
+            )
         with trainer.averaged_weights():
             self._finish(name, module, trainer.shown, source, train, finished)
         self.accelerator.wait_for_everyone()
@@ -254,6 +273,28 @@ class TrainingRun(StageBuilder):
         append_row(self.output_dir / name / "validation.csv", {"step": step, **scores})
         self.accelerator.log({f"held_out_{metric}": value for metric, value in scores.items()}, step=step)
 
+    def _preview(
+        self, trainer: StageTrainer, step: int, module: StageModule, source: Path | None, record: dict
+    ) -> None:
+        """Show the model of a checkpoint, with its averaged weights, if it is its turn."""
+        if self.previews is None or step % (self.previews.every * record["checkpoint_every"]):
+            return
+        write = partial(self._write_preview, module, trainer.shown, source, {**record, "steps_done": step})
+        with trainer.averaged_weights():  # by every process: they may have to put the weights together
+            if self.accelerator.is_main_process:
+                self.previews.show(record["stage"], step, write)
+
+    def _write_preview(
+        self, module: StageModule, learned: Mapping[str, nn.Module], source: Path | None, record: dict, folder: Path
+    ) -> None:
+        """What the stage began with, what has learned, and the record; the models that learn stay as they are."""
+        pipeline = self.start(source)
+        for part, model in learned.items():
+            if part in pipeline.components:
+                pipeline.components[part].load_state_dict(model.state_dict())
+        _save(pipeline, module, folder)
+        write_record(folder, record)
+
     def _finish(
         self,
         name: str,
@@ -279,10 +320,15 @@ class TrainingRun(StageBuilder):
             model.to(memory_format=torch.contiguous_format)  # safetensors writes nothing else
         pending = folder.with_suffix(".tmp")
         shutil.rmtree(pending, ignore_errors=True)
-        pipeline.save_pretrained(pending)
-        if "unet_lora" in learned:
-            save_lora(module.component("unet"), pending)
+        _save(pipeline, module, pending)
         pending.rename(folder)
+
+
+def _save(pipeline: BackToFrontPipeline, module: StageModule, folder: Path) -> None:
+    """Write a pipeline, and beside it the adapters of the U-Net that a stage trains."""
+    pipeline.save_pretrained(folder)
+    if "unet_lora" in module.trained:
+        save_lora(module.component("unet"), folder)
 
 
 def _check_finished(folder: Path) -> None:

@@ -149,8 +149,15 @@ class StageTrainer:
                 if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
                     moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
-    def train(self, on_validate: Callable[[int], None]) -> None:
-        """Run the steps that are left. `on_validate(step)` is called with the averaged weights in place."""
+    def train(
+        self, on_validate: Callable[[int], None], on_checkpoint: Callable[[int], None] = lambda step: None
+    ) -> None:
+        """Run the steps that are left.
+
+        Args:
+            on_validate: called with the step, and with the averaged weights in place.
+            on_checkpoint: called with the step when its checkpoint is complete.
+        """
         config, total = self.config, self.config.max_steps
         bar = tqdm(
             range(self.step, total),
@@ -177,6 +184,7 @@ class StageTrainer:
             # Last, so that a run that goes on from a checkpoint has lost nothing that belongs to its steps.
             if self.step % config.checkpoint_every == 0 or self.step == total:
                 self._save()
+                on_checkpoint(self.step)
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:

@@ -1,16 +1,21 @@
-"""What a folder lacks to be a pipeline, or has damaged: said by the file's name, before anything is loaded from it."""
+"""What a folder lacks to be a pipeline, or has damaged: said by the file's name, before anything is loaded from it.
+
+Torch and diffusers take seconds to import and nearly a GB of memory, and files can be judged without them.
+"""
 
 import importlib
 import json
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 INDEX = "model_index.json"
+ADAPTERS = "pytorch_lora_weights.safetensors"
+"""What diffusers calls LoRA adapters beside a pipeline."""
+
 COMPONENTS_WITH_WEIGHTS = ("vae", "text_encoder", "unet", "controlnet", "safety_checker", "image_encoder")
 NEEDED = ("vae", "text_encoder", "tokenizer", "unet", "controlnet", "scheduler")
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -57,6 +62,8 @@ def find_damage(folder: Path) -> str | None:
 
     For files that [`check_folder`] finds whole but that do not fit each other. It takes as long as loading them all.
     """
+    import torch  # here, where weights are loaded
+
     for name, entry in _read(folder / INDEX).items():
         if not _names_a_class(entry) or entry[0] not in ("diffusers", "transformers"):
             continue
@@ -73,6 +80,11 @@ def find_damage(folder: Path) -> str | None:
 def components(index: dict[str, Any]) -> list[str]:
     """The folders of a pipeline, as its index names them; a name that leads elsewhere is none of them."""
     return [name for name, entry in index.items() if re.fullmatch(r"[A-Za-z]\w*", name) and _names_a_class(entry)]
+
+
+def records_conditioning(config: Mapping[str, Any]) -> bool:
+    """Whether a ControlNet's config says what it reads: one of ours does, even where the stock class has saved it."""
+    return "conditioning" in config
 
 
 def without_origin(config: str) -> str:
@@ -119,7 +131,7 @@ def _check_weights(folder: Path, safetensors_only: bool) -> None:
     for file in files:
         try:
             # the first says why a file cannot be opened, the second whether its header and its length are right
-            with open(file, "rb"), safe_open(file, "pt"):
+            with open(file, "rb"), safe_open(file, "np"):
                 pass
         except SafetensorError as error:
             raise OSError(f"{file} is damaged ({error}): {REMEDY}") from error
