@@ -76,6 +76,11 @@ def control_image(
     return torch.from_numpy(np.ascontiguousarray(stacked)).float() / 255
 
 
+def blank_control(conditioning: str, side: int) -> torch.Tensor:
+    """The control tensor of a white picture, which shows no back: `C x side x side`; white has no edges."""
+    return control_image(np.full((side, side, 3), 255, dtype=np.uint8), conditioning, mirror=False)
+
+
 def control_picture(control: torch.Tensor, conditioning: str) -> PIL.Image.Image:
     """A control tensor `(C, H, W)` in [0, 1] as an RGB picture; several parts lie side by side in the name's order."""
     if control.ndim != 3 or control.shape[0] != conditioning_channels(conditioning):

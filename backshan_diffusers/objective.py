@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+SMALLEST_TEMPERATURE = 0.01
+"""Below it a learned temperature makes the softmax so steep that one pair rules its gradient (as in CLIP)."""
+
 RMS_FLOOR = 1e-4
 """Features whose root mean square is far below this count as absent: their cosine goes to 0, and so does its slope."""
 
@@ -41,6 +44,8 @@ class Objective:
         both_directions: whether each front also has to find its own back.
         features: `all` residuals, that of the middle block (`mid`), or the last one on the way down (`last_down`).
         pooled: whether each residual is averaged over its positions.
+        mirror_features: whether those of fronts are flipped left-right before they are compared: unless the model
+            flips the back view, its left lies on the front's right. Pooled features have no sides.
         before_zero_convolutions: whether features are taken where the zero convolutions begin, not where they end.
         projection_width: width of a linear head behind the features, which is thrown away after training. 0: none.
         front_latents: what the front branch sees beside its picture: the back branch's z_t (`shared`), z_f noised
@@ -61,6 +66,7 @@ class Objective:
     both_directions: bool = False
     features: str = "all"
     pooled: bool = False
+    mirror_features: bool = False
     before_zero_convolutions: bool = False
     projection_width: int = 0
     front_latents: str = "shared"
@@ -88,6 +94,13 @@ class Objective:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}: give 0 to switch it off, or more.")
         if not self.temperature > 0:
             raise ValueError(f"objective.temperature is {self.temperature}: give a positive number.")
+        if self.learned_temperature and self.temperature < SMALLEST_TEMPERATURE:
+            raise ValueError(
+                f"objective.temperature is {self.temperature}: one that is learned begins at {SMALLEST_TEMPERATURE} or"
+                " above."
+            )
+        if self.mirror_features and self.pooled:
+            raise ValueError("objective.mirror_features needs features with positions: set objective.pooled to false.")
         if self.projection_width and not self.pooled:
             raise ValueError("objective.projection_width needs pooled features: set objective.pooled to true.")
 
@@ -205,12 +218,13 @@ def _unit_length(features: torch.Tensor) -> torch.Tensor:
 
 
 # L_CE = -(1/|S|) sum_{i in S} log( exp(D_ii / tau) / sum_{j in N_i} exp(D_ij / tau) ),
-# S the items whose back is shown, N_i = {i} and every j of another group
+# S the items whose back is shown, N_i = {i} and every candidate j of another group
 def contrastive_cross_entropy(
     similarities: torch.Tensor,
     temperature: float | torch.Tensor = 1.0,
     group_ids: torch.Tensor | None = None,
     shown: torch.Tensor | None = None,
+    candidates: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Softmax cross entropy over the rows of a similarity matrix, with the diagonal as the target.
 
@@ -219,6 +233,7 @@ def contrastive_cross_entropy(
         temperature: tau > 0.
         group_ids: `B` integers; items of one group are never negatives of each other. None: all are.
         shown: `B` booleans, false where the back was blanked: its row has nothing to find. None: all are shown.
+        candidates: `B` booleans, false for columns that are no negatives. None: all are.
 
     Returns:
         A scalar: log B where nothing is told apart, towards 0 where every pair is found; 0 where no back is shown.
@@ -226,6 +241,8 @@ def contrastive_cross_entropy(
     logits = similarities / temperature
     if group_ids is not None:
         logits = logits.masked_fill(_same_group(group_ids) & ~_diagonal(logits), float("-inf"))
+    if candidates is not None:
+        logits = logits.masked_fill(~candidates[None, :] & ~_diagonal(logits), float("-inf"))
     losses = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
     return _mean_over(losses, shown)
 
@@ -253,7 +270,8 @@ def dispersive_loss(
     return torch.where(count > 0, loss, 0.0)
 
 
-# L_C = L_CE(D), (L_CE(D) + L_CE(D^T)) / 2 in both directions, or L_N of the backs among themselves
+# L_C = L_CE(D), (L_CE(D) + L_CE(D^T)) / 2 in both directions, or L_N of the backs among themselves;
+# in D^T the shown backs are the candidates
 def contrastive_terms(
     objective: Objective,
     back_features: torch.Tensor,
@@ -279,8 +297,8 @@ def contrastive_terms(
     similarities = cosine_matrix(back_features, front_features)
     loss = contrastive_cross_entropy(similarities, tau, groups, shown)
     if objective.both_directions:
-        loss = (loss + contrastive_cross_entropy(similarities.T, tau, groups, shown)) / 2
-    return {"contrastive": loss, "pair_accuracy": pair_accuracy(similarities, shown)}
+        loss = (loss + contrastive_cross_entropy(similarities.T, tau, groups, shown, candidates=shown)) / 2
+    return {"contrastive": loss, "pair_accuracy": pair_accuracy(similarities, groups, shown)}
 
 
 # L = L_MSE + lambda L_C
@@ -289,9 +307,16 @@ def backshan_loss(mse: torch.Tensor, contrastive: torch.Tensor, weight: float | 
     return mse + weight * contrastive
 
 
-# acc = (1/|S|) #{ i in S : argmax_j D_ij = i }
-def pair_accuracy(similarities: torch.Tensor, shown: torch.Tensor | None = None) -> torch.Tensor:
-    """Share of the shown backs whose own front is the most similar one; chance is 1 / B."""
+# acc = (1/|S|) #{ i in S : argmax_{j in N_i} D_ij = i }
+def pair_accuracy(
+    similarities: torch.Tensor, group_ids: torch.Tensor | None = None, shown: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Share of the shown backs whose own front is more similar than each of another group; chance is about 1 / B.
+
+    Arguments as of [`contrastive_cross_entropy`].
+    """
+    if group_ids is not None:
+        similarities = similarities.masked_fill(_same_group(group_ids) & ~_diagonal(similarities), float("-inf"))
     found = similarities.argmax(dim=1) == torch.arange(len(similarities), device=similarities.device)
     return _mean_over(found.float(), shown)
 

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from test_stages import MID, control_batch, control_stage
 
-from backshan_diffusers.objective import PRESETS
-from backshan_diffusers.training.contrast import SMALLEST_TEMPERATURE, ComparisonHead
+from backshan_diffusers.objective import PRESETS, SMALLEST_TEMPERATURE
+from backshan_diffusers.training.contrast import ComparisonHead, compare
 from backshan_diffusers.training.probes import probe_stage
 
 HERE = Path(__file__).parent
@@ -71,9 +71,42 @@ def test_micro_batches_that_are_not_compared_equal_one_batch_in_the_mse_alone():
 
 
 def test_a_learned_temperature_has_a_floor():
-    head = ComparisonHead(replace(MID, learned_temperature=True, temperature=0.001), 4)
+    head = ComparisonHead(replace(MID, learned_temperature=True, temperature=0.01), 4)
+    with torch.no_grad():
+        head.log_temperature.sub_(1)
     assert head.temperature().item() == pytest.approx(SMALLEST_TEMPERATURE)
     assert ComparisonHead(MID, 4).temperature() is None
+
+
+def test_a_temperature_at_its_floor_can_rise_again():
+    head = ComparisonHead(replace(MID, learned_temperature=True, temperature=0.01), 4)
+    with torch.no_grad():
+        head.log_temperature.sub_(1)
+    optimizer = torch.optim.SGD(head.parameters(), lr=1.0)
+    (-head.temperature()).backward()
+    optimizer.step()
+    assert head.temperature().item() == pytest.approx(SMALLEST_TEMPERATURE * torch.tensor(0.01).exp().item())
+
+
+def test_what_no_loss_reaches_is_not_there():
+    """Several processes would wait for its gradient."""
+    silent = replace(MID, contrastive_weight=0, projection_width=6, learned_temperature=True)
+    assert not list(ComparisonHead(silent, 4).parameters())
+    assert len(list(ComparisonHead(replace(silent, contrastive_weight=1), 4).parameters())) == 3
+
+
+def test_slopes_too_small_for_half_precision_reach_the_features():
+    """As under float16's loss scaler: the product is made, and scaled, before anything is rounded."""
+    whole = [torch.randn(4, 200_000, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    slopes = {}
+    for kind in (torch.float32, torch.float16):
+        features = [each.to(kind).requires_grad_(True) for each in whole]
+        groups, shown = torch.arange(4), torch.ones(4, dtype=torch.bool)
+        comparison = compare(PRESETS["paper"], features, groups, shown)
+        scaled = comparison.carried_by(features, None, 1) * 2.0**16
+        slopes[kind] = torch.autograd.grad(scaled, features)[0].float()
+    assert slopes[torch.float32].abs().median() / 2**16 < torch.finfo(torch.float16).tiny
+    assert relative_error(slopes[torch.float16], slopes[torch.float32]) < 5e-3
 
 
 def test_two_processes_equal_one_batch(tmp_path):

@@ -27,7 +27,7 @@ def features(seed: int, pairs: int = 5, width: int = 40) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(seed).randn(pairs, width)).float()
 
 
-def numpy_cross_entropy(back, front, temperature, groups=None, shown=None):
+def numpy_cross_entropy(back, front, temperature, groups=None, shown=None, candidates=None):
     """Loops and logarithms only, in float64."""
     back, front = back.double().numpy(), front.double().numpy()
     losses = []
@@ -37,6 +37,8 @@ def numpy_cross_entropy(back, front, temperature, groups=None, shown=None):
         scores = []
         for j in range(len(front)):
             if groups is not None and i != j and groups[i] == groups[j]:
+                continue
+            if candidates is not None and i != j and not candidates[j]:
                 continue
             cosine = sum(back[i] * front[j]) / math.sqrt(sum(back[i] ** 2)) / math.sqrt(sum(front[j] ** 2))
             scores.append((i == j, math.exp(cosine / temperature)))
@@ -112,9 +114,9 @@ def test_both_directions_are_the_mean_of_backs_and_fronts_that_seek():
     assert contrastive(Objective(temperature=0.5, both_directions=True)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_groups_blanked_backs_and_a_learned_temperature_hold_in_both_directions():
+def test_groups_and_a_learned_temperature_hold_in_both_directions_and_blanked_backs_are_no_negatives():
     choice = {"temperature": 0.2, "groups": [7, 7, 1, 2], "shown": [True, False, True, True]}
-    other_way = numpy_cross_entropy(features(1, 4), features(0, 4), **choice)
+    other_way = numpy_cross_entropy(features(1, 4), features(0, 4), **choice, candidates=choice["shown"])
     expected = (expected_cross_entropy(**choice) + other_way) / 2
     found = contrastive(Objective(both_directions=True), **choice | {"temperature": torch.tensor(0.2)})
     assert found == pytest.approx(expected, rel=1e-5)
@@ -267,8 +269,35 @@ def test_paper_objective_takes_its_first_step_from_zero_convolutions():
 def test_pair_accuracy_counts_the_diagonal():
     matrix = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.0, 0.1, 0.3]])
     assert float(pair_accuracy(matrix)) == pytest.approx(2 / 3)
-    assert float(pair_accuracy(matrix, torch.tensor([True, True, False]))) == pytest.approx(1 / 2)
-    assert float(pair_accuracy(matrix, torch.zeros(3, dtype=torch.bool))) == 0
+    assert float(pair_accuracy(matrix, shown=torch.tensor([True, True, False]))) == pytest.approx(1 / 2)
+    assert float(pair_accuracy(matrix, shown=torch.zeros(3, dtype=torch.bool))) == 0
+    # the second back takes the first front for its own, which does not count where both are of one outfit
+    assert float(pair_accuracy(matrix, torch.tensor([0, 0, 1]))) == 1
+    assert float(pair_accuracy(matrix, torch.tensor([0, 1, 0]))) == pytest.approx(2 / 3)
+
+
+def test_a_blanked_back_gets_no_gradient_from_the_comparison():
+    backs = features(0, 4).requires_grad_(True)
+    shown = torch.tensor([True, False, True, True])
+    terms = contrastive_terms(PRESETS["backshan"], backs, features(1, 4), torch.arange(4), shown)
+    (slope,) = torch.autograd.grad(terms["contrastive"], backs)
+    assert (slope[1] == 0).all() and (slope[[0, 2, 3]] != 0).any(dim=1).all()
+
+
+def test_pair_accuracy_and_loss_count_the_same_negatives():
+    groups, backs = torch.tensor([0, 0]), torch.eye(2)
+    fronts = backs.flip(0)  # each back finds the front of the other, which is of its own outfit
+    assert contrastive_terms(PRESETS["paper"], backs, fronts, groups)["pair_accuracy"] == 1
+    strict = Objective(contrastive_weight=1, same_group_negatives=True)
+    assert contrastive_terms(strict, backs, fronts, groups)["pair_accuracy"] == 0
+
+
+def test_what_cannot_be_learned_or_mirrored_is_refused():
+    with pytest.raises(ValueError, match="begins at 0.01 or above"):
+        Objective(learned_temperature=True, temperature=0.005)
+    assert Objective(temperature=0.005).temperature == 0.005
+    with pytest.raises(ValueError, match="mirror_features"):
+        Objective(mirror_features=True, pooled=True)
 
 
 def test_pairs_are_counted_among_the_backs_that_are_shown():

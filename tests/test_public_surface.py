@@ -157,6 +157,7 @@ def test_presets_of_the_objective():
         "both_directions": False,
         "features": "all",
         "pooled": False,
+        "mirror_features": False,
         "before_zero_convolutions": False,
         "projection_width": 0,
         "front_latents": "shared",

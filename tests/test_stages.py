@@ -16,6 +16,7 @@ from backshan_diffusers.objective import (
     cosine_matrix,
     min_snr_weights,
 )
+from backshan_diffusers.training.batches import back_control_batch
 from backshan_diffusers.training.scratch import seeded
 from backshan_diffusers.training.stages import AutoencoderStage, ControlStage, PriorStage, denoising_target
 
@@ -235,6 +236,70 @@ def test_the_probe_shows_whether_backs_are_looked_at():
     assert found["pair_accuracy_shuffled_back"] == 0
     assert found["pair_accuracy_blank_back"] <= 1 / 6 + 1e-6
     assert found["feature_rms_back"] > 0 and found["feature_rms_front"] == found["feature_rms_back"]
+
+
+@pytest.mark.parametrize("conditioning", ["canny", "rgb", "canny+rgb"])
+def test_the_probes_blank_back_is_what_a_white_picture_gives(conditioning):
+    """What training shows in place of a back: no edges, and white."""
+    stage, batch = control_stage(MID, pipeline=tiny_pipeline(conditioning=conditioning)), control_batch(4)
+    controlnet, seen = stage.component("controlnet"), []
+    for name in ("back_control", "front_control"):
+        batch[name] = batch[name].repeat(1, controlnet.config.conditioning_channels // 3, 1, 1)
+    controlnet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[3]))
+    stage.probe(batch)
+    white, _ = back_control_batch(np.zeros((4, 64, 64, 3), np.uint8), controlnet, torch.Generator(), p=1)
+    real, blank, _ = (controls[:4] for controls in seen)
+    torch.testing.assert_close(real, batch["back_control"])
+    torch.testing.assert_close(blank, white)
+
+
+def test_the_probe_leaves_out_backs_that_stand_in_for_their_own_outfit_or_for_a_blank_one():
+    """Of six, whose last is blank: the first follows a blank one, the second and the fourth their own outfit."""
+    deaf, batch = control_stage(PRESETS["paper"]), control_batch(6)
+    torch.nn.init.zeros_(deaf.component("controlnet").controlnet_cond_embedding.conv_out.weight)
+    for changed, accuracy in ((2, 0.5), (1, 1.0), (0, 1.0)):
+        lost = {name: tensor.clone() for name, tensor in batch.items()}
+        wrong = torch.nn.functional.one_hot(torch.tensor([changed]), 6)[0].bool()
+        found = _probe_with_a_lost_back(deaf, lost, wrong)
+        assert found == pytest.approx(accuracy), changed
+
+
+def _probe_with_a_lost_back(stage: ControlStage, batch: dict, wrong: torch.Tensor) -> float:
+    """Pair accuracy where the features of the backs at `wrong` are turned round."""
+    sign = torch.where(wrong, -1.0, 1.0)[:, None]
+    features = stage._features
+    stage._features = lambda output, mirrored=False: features(output) * torch.cat([sign, sign.abs()])
+    try:
+        return float(stage.probe(batch)["pair_accuracy_real_back"])
+    finally:
+        stage._features = features
+
+
+@pytest.mark.parametrize("front_gradient", [True, False])
+def test_features_of_fronts_may_be_compared_flipped(front_gradient):
+    """A front whose features are those of the back flipped is as alike as can be, and so is its gradient's path."""
+    plain = Objective(contrastive_weight=0.5, front_gradient=front_gradient, before_zero_convolutions=True)
+    flipped = replace(plain, mirror_features=True)
+    batch, found = control_batch(4), {}
+    for name, objective in (("plain", plain), ("flipped", flipped)):
+        stage = control_stage(objective)
+        controlnet, z_t = stage.component("controlnet"), noised(stage, batch)
+        outputs = [
+            controlnet(z_t, batch["timesteps"], batch["prompts"], batch[control], hidden_states_of=4)
+            for control in ("back_control", "front_control")
+        ]
+        back, front = (
+            torch.cat([each.flip(-1).flatten(1) if turned else each.flatten(1) for each in hidden], dim=1)
+            for turned, hidden in zip(
+                (False, name == "flipped"),
+                [(*output.down_block_hidden_states, output.mid_block_hidden_state) for output in outputs],
+                strict=True,
+            )
+        )
+        expected = contrastive_terms(objective, back, front, batch["groups"], batch["shown"])["contrastive"]
+        found[name] = stage(batch)["contrastive"]
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found["plain"], found["flipped"], atol=1e-4)
 
 
 def test_there_is_nothing_to_probe_where_fronts_are_not_compared():

@@ -267,7 +267,11 @@ class BackshanControlNetModel(Published, ControlNetModel):
 
     @staticmethod
     def control_features(
-        output: ControlNetOutput, features: str = "all", pooled: bool = False, before_zero_convolutions: bool = False
+        output: ControlNetOutput,
+        features: str = "all",
+        pooled: bool = False,
+        before_zero_convolutions: bool = False,
+        mirrored: bool = False,
     ) -> torch.Tensor:
         """One vector for each item of a pass: the beta of the objective.
 
@@ -278,6 +282,7 @@ class BackshanControlNetModel(Published, ControlNetModel):
             pooled (`bool`): average each residual over its positions.
             before_zero_convolutions (`bool`): take what enters the zero convolutions in place of the residuals;
                 `output` has to hold it.
+            mirrored (`bool`): flip each residual left-right.
 
         Returns:
             `torch.Tensor` of shape `B x D`, `D` the number of values, or if pooled of channels, of one item.
@@ -287,6 +292,8 @@ class BackshanControlNetModel(Published, ControlNetModel):
         else:
             downs, mid = output.down_block_res_samples, output.mid_block_res_sample
         chosen = {"all": (*downs, mid), "mid": (mid,), "last_down": downs[-1:]}[features]
+        if mirrored:
+            chosen = tuple(each.flip(-1) for each in chosen)
         return torch.cat([each.mean(dim=(2, 3)) if pooled else each.flatten(1) for each in chosen], dim=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather
 from torch import nn
 
-from ..objective import Objective, contrastive_terms
-
-SMALLEST_TEMPERATURE = 0.01
-"""Below it a learned temperature makes the softmax so steep that one pair rules its gradient (as in CLIP)."""
+from ..objective import SMALLEST_TEMPERATURE, Objective, contrastive_terms
 
 
 class ComparisonHead(nn.Module):
@@ -27,8 +25,10 @@ class ComparisonHead(nn.Module):
 
     def __init__(self, objective: Objective, width: int):
         super().__init__()
-        self.projection = nn.Linear(width, objective.projection_width) if objective.projection_width else None
-        learned = objective.contrastive_weight > 0 and objective.learned_temperature
+        # What no loss reaches must not be there: DDP would wait for its gradient.
+        compares = objective.contrastive_weight > 0
+        projects, learned = compares and objective.projection_width, compares and objective.learned_temperature
+        self.projection = nn.Linear(width, objective.projection_width) if projects else None
         # One value, but no scalar: FSDP cannot cut up a scalar.
         self.log_temperature = nn.Parameter(torch.tensor([objective.temperature]).log()) if learned else None
 
@@ -37,8 +37,16 @@ class ComparisonHead(nn.Module):
         return features if self.projection is None else self.projection(features)
 
     def temperature(self) -> torch.Tensor | None:
-        """The learned tau, or None where it is fixed."""
-        return None if self.log_temperature is None else self.log_temperature[0].exp().clamp(min=SMALLEST_TEMPERATURE)
+        """The learned tau, or None where it is fixed.
+
+        It is the weight that is held above the floor, as in CLIP: below it, a floor of the result has no slope that
+        would lead back.
+        """
+        if self.log_temperature is None:
+            return None
+        with torch.no_grad():
+            self.log_temperature.clamp_(min=math.log(SMALLEST_TEMPERATURE))
+        return self.log_temperature[0].exp()
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,8 @@ class Comparison:
 
     Args:
         terms: what [`contrastive_terms`] gives, of all pairs, without gradients.
-        slopes: dL_C / d features, one `B x D` tensor for each of the features that were compared.
+        slopes: dL_C / d features, one `B x D` float32 tensor for each of the features that were compared. Most of them
+            are too small for float16.
         temperature_slope: dL_C / d tau, or None where tau is fixed.
     """
 
@@ -68,7 +77,7 @@ class Comparison:
             shares: how many processes and micro-batches carry a share of the slope each; the engine will average
                 over them what has to be summed.
         """
-        carried = shares * sum((slope * each).sum() for slope, each in zip(self.slopes, features, strict=True))
+        carried = shares * sum((slope * each.float()).sum() for slope, each in zip(self.slopes, features, strict=True))
         if temperature is not None:
             carried = carried + self.temperature_slope * temperature
         return self.terms["contrastive"] + carried - carried.detach()
@@ -103,6 +112,6 @@ def compare(
     slopes = torch.autograd.grad(terms["contrastive"], everywhere + ([] if tau is None else [tau]))
     return Comparison(
         {name: term.detach() for name, term in terms.items()},
-        [slope[mine].to(each.dtype) for slope, each in zip(slopes, features)],
+        [slope[mine] for slope, _ in zip(slopes, features)],
         None if tau is None else slopes[-1],
     )

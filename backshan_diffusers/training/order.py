@@ -30,7 +30,8 @@ class LikenessOrder:
     """Every epoch a new order in which runs of `group_size` items are alike: hard negatives of each other.
 
     The items fall at random into lots of about `LOT`; within a lot an item and those nearest to it make a group, then
-    the next of what is left, and so on; then the groups are shuffled.
+    the next of what is left, and so on; then the groups are shuffled. An epoch leaves out what makes no whole group:
+    later groups would straddle two batches.
 
     Args:
         descriptors: `N x F`; items are alike where these are near in L2.
@@ -39,32 +40,30 @@ class LikenessOrder:
 
     def __init__(self, descriptors: np.ndarray, group_size: int):
         self.descriptors, self.group_size = descriptors.astype(np.float32), group_size
-        self.total = len(descriptors)
+        self.total = len(descriptors) // group_size * group_size
         self._known: tuple[int, np.ndarray] | None = None
 
     def __call__(self, seed: int) -> np.ndarray:
-        """The order of the epoch with that seed, `N` int64."""
+        """The order of the epoch with that seed, `total` int64."""
         if self._known is None or self._known[0] != seed:
             self._known = seed, self._order(np.random.default_rng(seed))
         return self._known[1]
 
     def _order(self, random: np.random.Generator) -> np.ndarray:
-        items, lot = random.permutation(self.total), -(-LOT // self.group_size) * self.group_size
-        groups = [group for start in range(0, self.total, lot) for group in self._groups(items[start : start + lot])]
-        rest = groups[-1:] if len(groups[-1]) < self.group_size else []  # comes last, or later groups would straddle
-        whole = groups[: len(groups) - len(rest)]
-        return np.concatenate([whole[place] for place in random.permutation(len(whole))] + rest)
+        items, lot = random.permutation(len(self.descriptors)), -(-LOT // self.group_size) * self.group_size
+        groups = [group for start in range(0, len(items), lot) for group in self._groups(items[start : start + lot])]
+        return np.concatenate([groups[place] for place in random.permutation(len(groups))])
 
     def _groups(self, items: np.ndarray) -> list[np.ndarray]:
-        """Cut a lot into groups, of which the last may be incomplete."""
+        """Cut a lot into groups; what is left over makes none."""
         groups = []
-        while len(items) > self.group_size:
+        while len(items) >= self.group_size:
             distances = np.square(self.descriptors[items] - self.descriptors[items[0]]).sum(axis=1)
             distances[0] = -1  # itself, also where another is equal
             nearest = np.argsort(distances, kind="stable")[: self.group_size]
             groups.append(items[nearest])
             items = np.delete(items, nearest)
-        return [*groups, items]
+        return groups
 
 
 def describe_by_attributes(attributes: Sequence[dict]) -> np.ndarray:

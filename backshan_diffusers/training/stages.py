@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, SchedulerMixin, 
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
+from ..conditioning import blank_control
 from ..models import BackshanControlNetModel, BackshanControlNetOutput
 from ..objective import Objective, backshan_loss, cosine_matrix, min_snr_weights, noise_mse, pair_accuracy
 from .config import ConfigError
@@ -227,14 +228,18 @@ class ControlStage(StageModule):
         if not self.objective.compares_fronts:
             return {}
         noised, backs = self._noised(batch["latents"], batch["noise"], batch), batch["back_control"]
-        accuracies, shown = {}, batch["shown"] & batch["shown"].roll(1, 0)
+        blank = blank_control(self.trained["controlnet"].config.conditioning, backs.shape[-1])
+        groups = None if self.objective.same_group_negatives else batch["groups"]
+        # A back that stands in for another of the same outfit is no wrong one.
+        shown = batch["shown"] & batch["shown"].roll(1, 0) & (batch["groups"] != batch["groups"].roll(1, 0))
+        accuracies = {}
         for name, control in {
             "real_back": backs,
-            "blank_back": torch.ones_like(backs),
+            "blank_back": blank.to(backs).expand_as(backs),
             "shuffled_back": backs.roll(1, 0),
         }.items():
             features = self._control({**batch, "back_control": control}, noised)[1]
-            accuracies[f"pair_accuracy_{name}"] = pair_accuracy(cosine_matrix(*features), shown)
+            accuracies[f"pair_accuracy_{name}"] = pair_accuracy(cosine_matrix(*features), groups, shown)
             if name == "real_back":
                 norms = {
                     f"feature_rms_{view}": each.float().square().mean().sqrt()
@@ -272,9 +277,11 @@ class ControlStage(StageModule):
         residuals = output.first(len(noised))
         if not self.objective.contrastive_weight:
             return residuals, []
-        features = [*self._features(output).split(len(noised))]
+        features, mirrored = [*self._features(output).split(len(noised))], self.objective.mirror_features
+        if mirrored and not watched:
+            features[-1] = self._features(output, mirrored)[-len(noised) :]
         with torch.no_grad():
-            features += [self._features(self._pass([branch], batch, residuals_of=0)) for branch in watched]
+            features += [self._features(self._pass([branch], batch, residuals_of=0), mirrored) for branch in watched]
         views = 2 if self.objective.compares_fronts else 1
         return residuals, [self.head(each) for each in features[-views:]]
 
@@ -301,10 +308,10 @@ class ControlStage(StageModule):
             latents, batch["timesteps"].repeat(copies), batch["prompts"].repeat(copies, 1, 1), controls, **overhear
         )
 
-    def _features(self, output: BackshanControlNetOutput) -> torch.Tensor:
+    def _features(self, output: BackshanControlNetOutput, mirrored: bool = False) -> torch.Tensor:
         objective = self.objective
         return BackshanControlNetModel.control_features(
-            output, objective.features, objective.pooled, objective.before_zero_convolutions
+            output, objective.features, objective.pooled, objective.before_zero_convolutions, mirrored
         )
 
     def _noised(self, latents: torch.Tensor, noise: torch.Tensor, batch: Batch) -> torch.Tensor:
