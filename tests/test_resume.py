@@ -181,6 +181,36 @@ def test_a_loss_scaler_is_resumed_too(tmp_path):
     assert after.step == 1 and after.accelerator.scaler.state_dict() == before.accelerator.scaler.state_dict()
 
 
+def test_a_step_that_overflows_moves_the_schedule_alone_and_endless_ones_stop_the_run(tmp_path):
+    engine = Accelerator()
+    engine.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    stage, make_batch = tiny_prior()
+    weight = stage.trained["unet"].conv_in.weight
+    hook = weight.register_hook(lambda gradient: gradient * torch.inf)
+    trainer = StageTrainer(engine, stage, make_batch, tiny_config(tmp_path), "prior", tmp_path)
+    before = weight.detach().clone()
+    average = trainer.averages["unet"].shadow_params[0].clone()
+    trainer.advance()
+    assert torch.equal(weight, before) and engine.scaler.get_scale() == 2
+    assert torch.equal(trainer.averages["unet"].shadow_params[0], average)
+    assert trainer.averages["unet"].optimization_step == 0 and trainer.step == trainer.schedule.last_epoch == 1
+    hook.remove()
+    trainer.advance()
+    assert not torch.equal(weight, before) and trainer.averages["unet"].optimization_step == 1
+    weight.register_hook(lambda gradient: gradient * torch.inf)
+    trainer.advance()
+    with pytest.raises(FloatingPointError, match="gradient norm of every scale is nan at step 3 of prior"):
+        trainer.advance()
+
+
+def test_a_line_of_the_log_is_json_where_a_norm_is_not_finite(tmp_path):
+    stage, make_batch = tiny_prior()
+    trainer = StageTrainer(Accelerator(), stage, make_batch, tiny_config(tmp_path), "prior", tmp_path)
+    trainer._log({"loss": 1.0, "grad_norm_unet": float("inf")}, 1.0)
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["grad_norm_unet"] is None
+
+
 def test_nothing_in_a_checkpoint_is_unpickled(tmp_path, monkeypatch):
     train_prior(tmp_path)
     assert {path.suffix for path in (tmp_path / "checkpoint-4").iterdir()} == {".safetensors", ".json"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -210,8 +211,10 @@ class StageTrainer:
             terms[f"grad_norm_{name}"] = norm
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if not self.accelerator.optimizer_step_was_skipped:
-            self.schedule.step()
+        self.schedule.step()
+        if self.accelerator.optimizer_step_was_skipped:
+            self._check_scale(items)
+        else:
             for name, model in self.models.items():
                 self.averages[name].step(learning(model))
         self.step += 1
@@ -258,6 +261,11 @@ class StageTrainer:
             items.append(batch["items"])
         return {name: torch.stack([terms[name] for terms in made]).mean() for name in made[0]}, torch.cat(items)
 
+    def _check_scale(self, items: torch.Tensor) -> None:
+        """A loss scaler halves its scale with each step it skips, for ever where gradients are never finite."""
+        if self.accelerator.scaler.get_scale() < 1:
+            self._check_finite("gradient norm of every scale", torch.tensor(torch.nan), items)
+
     def _check_finite(self, name: str, value: torch.Tensor, items: torch.Tensor) -> None:
         """Stop before a broken value reaches the weights, and with them the next checkpoint."""
         if torch.isfinite(value):
@@ -295,7 +303,8 @@ class StageTrainer:
         if not self.accelerator.is_main_process:
             return
         values = {
-            **{name: round(value, 6) for name, value in terms.items()},
+            # JSON knows no others; a step that the loss scaler skips has them.
+            **{name: round(value, 6) if math.isfinite(value) else None for name, value in terms.items()},
             **dict(zip(RATES, self.schedule.get_last_lr(), strict=False)),
             "images_per_second": round(images_per_second, 2),
             "peak_memory_mib": round(peak_memory(self.accelerator.device)),
