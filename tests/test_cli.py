@@ -872,6 +872,25 @@ def test_a_signal_before_the_first_front(backs, tiny_folder, tmp_path, number):
     assert not (tmp_path / "fronts").exists()
 
 
+def test_what_a_killed_run_left_unfinished_is_cleared_by_the_next(run, backs, tiny_folder):
+    program = (
+        "import os, signal, sys\nfrom backshan_diffusers import cli\n"
+        "def at_open(event, arguments):\n"
+        "    if event == 'open' and '.unfinished-' in str(arguments[0]) and os.path.exists('fronts/anna_front.png'):\n"
+        "        if os.listdir('fronts') != ['anna_front.png']: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(at_open)\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    process = start("-c", program, "generate", backs, "--model", tiny_folder)
+    process.communicate(timeout=200)
+    assert process.returncode == -signal.SIGKILL
+    left, front = written()
+    assert left.startswith(".unfinished-")
+    assert front == "anna_front.png"
+    assert run(backs / "anna.png")[0] == 0
+    assert written() == ["anna_front.png"]
+
+
 def test_signals_mean_afterwards_what_they_meant_before(run, backs):
     before = [signal.getsignal(number) for number in cli.ENDING_SIGNALS]
     run(backs / "anna.png")

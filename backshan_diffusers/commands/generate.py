@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ..files import clear_unfinished
 from .arguments import LARGEST_NUMBER, guidance, positive, prompt, seed
 from .exits import DONE, SOME_FAILED, UnusableArgumentError
 from .fronts import write_fronts
@@ -66,6 +67,7 @@ def generate(options: argparse.Namespace) -> int:
         settings = settings_of(pipeline, options)
         with refusing_to_write_in(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            clear_unfinished(folder)
         for sentence in left_out:
             report(sentence)
         return max(write_fronts(pipeline, jobs, sheet, settings, options), SOME_FAILED if left_out else DONE)
