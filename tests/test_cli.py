@@ -498,6 +498,8 @@ def test_unusual_pictures_are_read(run, drawn_backs, pipeline):
         (("anna.png", "--dtype", "float16"), ["float16", "CPU", "bfloat16"]),
         (("anna.png", "--num", "2"), ["--num"]),
         (("anna.png", "-o", "front.jpg"), ["front.jpg", "PNG"]),
+        (("anna.png", "-o", "front.HEIC"), ["front.HEIC", "PNG"]),
+        (("anna.png", "-o", "-"), ["stdout", "give a folder"]),
         (("anna.png", "-o", "front.png", "--num-images", "2"), ["front.png", "2 fronts"]),
         (("anna.png", "ben.png", "-o", "front.png"), ["front.png", "2 fronts"]),
         (("anna.png", "-o", "ben.png"), ["ben.png", "not written by backshan"]),
@@ -666,10 +668,27 @@ def test_a_model_that_lacks_a_weight(run, backs, tiny_folder):
     assert refused(run(backs, model="model"), "model/unet has no weight conv_in.bias", "copy or download")
 
 
-def test_a_model_that_records_nonsense(run, backs, tiny_folder):
+def test_a_text_encoder_that_lacks_a_weight(run, backs, tiny_folder):
+    """transformers would draw it at random."""
+    weights = Path(shutil.copytree(tiny_folder, "model")) / "text_encoder/model.safetensors"
+    tensors = load_file(weights)
+    del tensors["final_layer_norm.bias"]
+    save_file(tensors, weights, {"format": "pt"})
+    told = "model/text_encoder has no weight final_layer_norm.bias: copy or download"
+    assert refused(run(backs, model="model"), f"the model model cannot be loaded: {told}")
+    assert not Path("fronts").exists()
+
+
+@pytest.mark.parametrize("recorded", [{"image_size": "large"}, {"image_size": 63}, {"canny_low_threshold": "low"}])
+def test_a_model_that_records_nonsense(run, backs, tiny_folder, recorded):
     config = Path(shutil.copytree(tiny_folder, "model")) / "controlnet/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"image_size": "large"}))
-    assert refused(run(backs, model="model"), "the model model cannot be loaded: image_size is 'large'")
+    config.write_text(json.dumps(json.loads(config.read_text()) | recorded))
+    (name, value), *_ = recorded.items()
+    assert refused(run(backs, model="model"), f"the model model cannot be loaded: {name} is {value!r}: give")
+
+
+def test_a_file_is_no_model(run, backs):
+    assert refused(run(backs, model=backs / "anna.png"), f"{backs / 'anna.png'} is a file: give the folder")
 
 
 def test_a_model_that_may_not_be_read(run, backs, tiny_folder, monkeypatch):

@@ -45,7 +45,7 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
     from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
     from .. import BackshanControlNetModel, BackToFrontPipeline, hub
-    from ..pipelines.folder_check import find_damage
+    from ..pipelines.folder_check import find_damage, refuse_random_encoders
 
     try:
         found = hub.find_model(model)
@@ -59,6 +59,7 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
         report(f"the model is {found.origin}.")
     try:
         pipeline = BackToFrontPipeline.from_pretrained(found.folder, dtype=dtype).to(device)
+        refuse_random_encoders(found.folder)
         if (found.folder / LORA_WEIGHT_NAME_SAFE).exists():  # a part of what the folder was trained to do
             pipeline.load_lora_weights(found.folder)
     except Exception as error:  # damaged files make the readers raise nearly anything

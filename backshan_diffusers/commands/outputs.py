@@ -41,18 +41,22 @@ def plan(backs: list[Path], out: str, num_images: int, with_sheet: bool) -> tupl
         with_sheet: whether a sheet is wanted.
 
     Raises:
-        UnusableArgumentError: if `out` is empty, no name for a PNG file, or one file for several fronts, or if there
-            are more fronts than can be planned.
+        UnusableArgumentError: if `out` is empty or stdout, no name for a PNG file, or one file for several fronts, or
+            if there are more fronts than can be planned.
     """
-    from ..pictures import PICTURE_SUFFIXES
+    from ..pictures import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 
     if not out:
         raise UnusableArgumentError("--out is empty: give a folder, or . for the current one.")
+    if out == "-":
+        raise UnusableArgumentError(
+            "fronts are not written to stdout: give a folder or a .png name, or ./- if so named."
+        )
     count = len(backs) * num_images
     if count > MOST_FRONTS:
         raise UnusableArgumentError(f"{count} fronts are more than the {MOST_FRONTS} of one run: give fewer.")
     path, suffix = Path(out), Path(os.path.basename(out)).suffix.lower()
-    if os.path.isdir(out) or suffix not in PICTURE_SUFFIXES:
+    if os.path.isdir(out) or suffix not in PICTURE_SUFFIXES | UNREAD_SUFFIXES:
         jobs = [
             Job(back, number, path / (f"{stem}_front.png" if num_images == 1 else f"{stem}_front_{number + 1}.png"))
             for back, stem in zip(backs, _distinct_stems(backs))
