@@ -8,11 +8,18 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+try:
+    import fcntl
+except ImportError:  # Windows: there, what killed processes left behind stays
+    fcntl = None
+
+UNFINISHED = ".unfinished-"
+TOKEN_BYTES = 4
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -46,14 +53,43 @@ def complete_file(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` at the end of the block; what `path` was stays if the block fails.
 
     It lies in the same folder. Its name is short, because that of `path` may already be as long as the file system
-    allows, and no other process has it, because two may write `path` at once.
+    allows, and no other process has it, because two may write `path` at once. What a killed process leaves of it is
+    for [`clear_unfinished`].
     """
-    pending = path.with_name(f".unfinished-{secrets.token_hex(4)}")
+    pending = path.with_name(f"{UNFINISHED}{secrets.token_hex(TOKEN_BYTES)}")
     try:
-        yield pending
-        os.replace(pending, path)
+        with _owned(pending):
+            yield pending
+            os.replace(pending, path)
     finally:
         pending.unlink(missing_ok=True)
+
+
+@contextmanager
+def _owned(path: Path) -> Iterator[None]:
+    """Within, there is a file of this name that [`clear_unfinished`] does not take for abandoned.
+
+    A lock says so, which the system lets go with the process, however that ends; a process id would mean nothing on
+    another machine that shares the folder.
+    """
+    if fcntl is None:
+        yield
+        return
+    while True:
+        with open(path, "xb") as file:
+            with suppress(OSError):  # some shared folders have no locks: nothing in them is taken for abandoned
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists():  # else it was cleared before it was locked
+                yield
+                return
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of the files of [`complete_file`]; those being written stay."""
+    for path in folder.glob(UNFINISHED + "[0-9a-f]" * 2 * TOKEN_BYTES) if fcntl else ():
+        with suppress(OSError), open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+            path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

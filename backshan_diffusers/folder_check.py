@@ -21,6 +21,9 @@ NEEDED = ("vae", "text_encoder", "tokenizer", "unet", "controlnet", "scheduler")
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """Either will do; without one, transformers makes a tokenizer that knows no word."""
 
+LONGEST_PROMPT = 1_000_000
+"""Tokens; transformers writes 10^30 where nobody has said how many."""
+
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 REMEDY = "copy or download the whole pipeline folder again."
 
@@ -77,6 +80,21 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
+def refuse_random_encoders(folder: Path) -> None:
+    """Refuse a pipeline's folder in which a text or image encoder lacks weights; it has passed [`check_folder`].
+
+    transformers would put random numbers in their places, which only its warnings tell. No weight is read.
+    """
+    import transformers  # here, where a model is loaded
+
+    for name, entry in _read(folder / INDEX).items():
+        if name in COMPONENTS_WITH_WEIGHTS and _names_a_class(entry) and entry[0] == "transformers":
+            encoder = getattr(transformers, entry[1])
+            _, report = encoder.from_pretrained(folder / name, device_map="meta", output_loading_info=True)
+            if report["missing_keys"]:
+                raise OSError(f"{folder / name} has no weight {min(report['missing_keys'])}: {REMEDY}")
+
+
 def components(index: dict[str, Any]) -> list[str]:
     """The folders of a pipeline, as its index names them; a name that leads elsewhere is none of them."""
     return [name for name, entry in index.items() if re.fullmatch(r"[A-Za-z]\w*", name) and _names_a_class(entry)]
@@ -112,8 +130,15 @@ def _check_component(folder: Path, safetensors_only: bool) -> None:
         _require(folder / "tokenizer_config.json")
         if not any(all((folder / name).is_file() for name in names) for names in VOCABULARIES):
             _require(folder / VOCABULARIES[0][0])
-        if "model_max_length" not in _read(folder / "tokenizer_config.json"):  # to which prompts are padded
-            raise OSError(f"{folder / 'tokenizer_config.json'} is damaged (it has no model_max_length): {REMEDY}")
+        config = _read(folder / "tokenizer_config.json")
+        longest = config.get("model_max_length")  # to which prompts are padded
+        if not isinstance(longest, int) or not 0 < longest <= LONGEST_PROMPT:
+            fault = (
+                f"its model_max_length is {longest!r}"
+                if "model_max_length" in config
+                else "it has no model_max_length"
+            )
+            raise OSError(f"{folder / 'tokenizer_config.json'} is damaged ({fault}): {REMEDY}")
     for file in sorted(folder.glob("*.json")):
         _read(file)
 

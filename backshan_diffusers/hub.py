@@ -132,6 +132,8 @@ def find_model(name: str) -> Model:
         return Model(Path(MINI), "the embedded mini", True)
     if os.path.isdir(name):
         return Model(Path(name), f"the folder {name}", name == "mini" or _may_be_repo_id(name))
+    if os.path.isfile(name):
+        raise HubError(f"{name} is a file: give the folder of a saved pipeline, a Hub repo id, or mini.")
     if not _may_be_repo_id(name):
         raise HubError(
             f"the model folder {name} does not exist: give the folder of a saved pipeline, a Hub repo id, or mini."

@@ -179,7 +179,7 @@ def test_a_unet_that_needs_more_than_a_text_is_refused(public, tmp_path):
 def test_a_recorded_size_that_leaves_a_part_of_a_latent_is_refused(tiny_folder, tmp_path):
     base = shutil.copytree(tiny_folder, tmp_path / "base")
     edit(base / "controlnet" / "config.json", image_size=100)
-    with pytest.raises(ConfigError, match="the ControlNet records image_size 100: it has to be a multiple of 8"):
+    with pytest.raises(ConfigError, match="image_size is 100: give a multiple of 8"):
         open_base(str(base), 0)
 
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import backshan_diffusers
 from backshan_diffusers import BackToFrontPipeline, cli
+from backshan_diffusers.commands import fronts, generate, inputs, outputs
 from backshan_diffusers.pictures import load_picture, picture_sheet
 
 ROOT = Path(__file__).parent.parent
@@ -134,11 +135,11 @@ def test_a_large_photo_is_decoded_as_the_pipeline_decodes_it(drawn_backs, pipeli
     photo, bad = tmp_path / "photo.jpg", tmp_path / "bad.jpg"
     drawn_backs[0].resize((1200, 2000)).save(photo)
     bad.write_bytes(b"")
-    jobs = [cli.Job(path, number, tmp_path / "unused.png") for path in (bad, photo) for number in (0, 1)]
+    jobs = [outputs.Job(path, number, tmp_path / "unused.png") for path in (bad, photo) for number in (0, 1)]
     for original_size in (False, True):
         failed, progress = set(), tqdm(total=4, file=io.StringIO())
         options = argparse.Namespace(original_size=original_size)
-        usable = list(cli._load_backs(pipeline, jobs, options, failed, progress))
+        usable = list(fronts._load_backs(pipeline, jobs, options, failed, progress))
         assert [job.number for job, _ in usable] == [0, 1]
         expected = load_picture(photo, None if original_size else 4 * 64)
         assert expected.size == ((1200, 2000) if original_size else (300, 500))
@@ -230,9 +231,9 @@ def test_a_sheet_of_more_pixels_than_pillow_opens_is_replaced(run, backs, monkey
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(PIL.Image.DecompressionBombError):
         PIL.Image.open("fronts/sheet.png")
-    assert cli._is_ours(Path("fronts/sheet.png"))
+    assert outputs.is_ours(Path("fronts/sheet.png"))
     Path("fronts/sheet.png").write_bytes(b"mine")
-    assert not cli._is_ours(Path("fronts/sheet.png"))
+    assert not outputs.is_ours(Path("fronts/sheet.png"))
 
 
 def test_the_sheet_shows_each_back_beside_its_fronts(run, backs):
@@ -271,7 +272,7 @@ def test_a_folder_may_look_like_a_file(run, backs):
 
 def test_the_longest_names_that_the_file_system_takes(run, drawn_backs):
     longest = os.pathconf(".", "PC_NAME_MAX")
-    back = "b" * cli.LONGEST_STEM + ".png"
+    back = "b" * outputs.LONGEST_STEM + ".png"
     drawn_backs[0].save(back)
     assert run(back)[0] == 0
     assert written() == [back.replace(".png", "_front.png")]
@@ -282,8 +283,8 @@ def test_the_longest_names_that_the_file_system_takes(run, drawn_backs):
     for name in longer:
         drawn_backs[0].save(name)
     assert run(*longer, "-o", "cut")[0] == 0
-    cut = "b" * cli.LONGEST_STEM
-    other = f"{Path.cwd().name}_{cut}"[: cli.LONGEST_STEM]
+    cut = "b" * outputs.LONGEST_STEM
+    other = f"{Path.cwd().name}_{cut}"[: outputs.LONGEST_STEM]
     assert written("cut") == sorted(f"{stem}_front.png" for stem in (cut, other, "\u3042" * 76))
     assert refused(run(back, "-o", f"new/{one}", "--sheet"), one.replace(".png", "_sheet.png"), "is too long")
     assert not Path("new").exists()
@@ -298,7 +299,7 @@ def test_a_folder_stands_for_its_pictures_sorted(tmp_path):
     Path(tmp_path, "folder.png").mkdir()
     Path(tmp_path, "sub").mkdir()
     Path(tmp_path, "sub", "d.png").touch()
-    assert cli.find_backs([str(tmp_path)]) == ([tmp_path / "a.png", tmp_path / "b.JPG", tmp_path / "c.tiff"], [])
+    assert inputs.find_backs([str(tmp_path)]) == ([tmp_path / "a.png", tmp_path / "b.JPG", tmp_path / "c.tiff"], [])
 
 
 def test_pictures_that_nothing_here_opens_are_named(run, backs):
@@ -321,10 +322,10 @@ def test_globs_are_expanded_and_pictures_come_once(tmp_path, monkeypatch):
     Path("sub/deep/d.png").touch()
     Path("link.png").symlink_to("a.png")
     expected = [Path("b.png"), Path("a.png"), Path("x[1].png"), tmp_path / "a.jpg"]
-    assert cli.find_backs(["b.png", "*.png", str(tmp_path / "a.jpg")]) == (expected, [])
-    assert cli.find_backs(["x[1].png"]) == ([Path("x[1].png")], [])
-    assert cli.find_backs(["**/d.png"]) == ([Path("sub/deep/d.png")], [])
-    assert cli.find_backs(["su?"]) == ([Path("sub/c.png")], [])
+    assert inputs.find_backs(["b.png", "*.png", str(tmp_path / "a.jpg")]) == (expected, [])
+    assert inputs.find_backs(["x[1].png"]) == ([Path("x[1].png")], [])
+    assert inputs.find_backs(["**/d.png"]) == ([Path("sub/deep/d.png")], [])
+    assert inputs.find_backs(["su?"]) == ([Path("sub/c.png")], [])
 
 
 def test_what_stands_for_no_picture_is_told_once(tmp_path, monkeypatch):
@@ -342,9 +343,9 @@ def test_what_stands_for_no_picture_is_told_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "iterdir", iterdir)
     closed = "the folder closed cannot be read (Permission denied): give one that can."
     link = "open/link.png is a link that leads nowhere: point it to a picture, or remove it."
-    assert cli.find_backs(["open", "open/*.png", "open/link.png"]) == ([Path("open/a.png")], [link])
-    assert cli.find_backs(["[co]*"]) == ([Path("open/a.png")], [closed, link])
-    told = cli.find_backs(["no*.png", "empty", "", "open/a.png", "nobody.png", "closed", "nobody.png"])
+    assert inputs.find_backs(["open", "open/*.png", "open/link.png"]) == ([Path("open/a.png")], [link])
+    assert inputs.find_backs(["[co]*"]) == ([Path("open/a.png")], [closed, link])
+    told = inputs.find_backs(["no*.png", "empty", "", "open/a.png", "nobody.png", "closed", "nobody.png"])
     assert told[0] == [Path("open/a.png")]
     assert [sentence.partition(":")[0] for sentence in told[1]] == [
         "no*.png does not exist",
@@ -362,12 +363,12 @@ def test_a_folder_that_may_be_listed_but_not_entered(tmp_path, monkeypatch):
     Path("a.png").touch()
     monkeypatch.setattr(Path, "iterdir", lambda folder: iter([folder / "b.png"]))  # root may enter every folder
     told = "locked/b.png cannot be reached: give one that this user may read."
-    assert cli.find_backs(["a.png", "locked"]) == ([Path("a.png")], [told])
+    assert inputs.find_backs(["a.png", "locked"]) == ([Path("a.png")], [told])
 
 
 def test_equal_names_get_different_results():
     backs = [Path(name) for name in ("/a/x.png", "/b/x.png", "/b/X.jpg", "/b/x.gif", "/b/y.png", "/c/b_x.png")]
-    jobs, _ = cli.plan(backs, "out", 1, False)
+    jobs, _ = outputs.plan(backs, "out", 1, False)
     assert [job.result.name for job in jobs] == [
         "x_front.png",
         "b_x_front.png",
@@ -497,6 +498,8 @@ def test_unusual_pictures_are_read(run, drawn_backs, pipeline):
         (("anna.png", "--dtype", "float16"), ["float16", "CPU", "bfloat16"]),
         (("anna.png", "--num", "2"), ["--num"]),
         (("anna.png", "-o", "front.jpg"), ["front.jpg", "PNG"]),
+        (("anna.png", "-o", "front.HEIC"), ["front.HEIC", "PNG"]),
+        (("anna.png", "-o", "-"), ["stdout", "give a folder"]),
         (("anna.png", "-o", "front.png", "--num-images", "2"), ["front.png", "2 fronts"]),
         (("anna.png", "ben.png", "-o", "front.png"), ["front.png", "2 fronts"]),
         (("anna.png", "-o", "ben.png"), ["ben.png", "not written by backshan"]),
@@ -529,9 +532,9 @@ def test_the_largest_arguments_are_usable(run, backs, pipeline, monkeypatch):
     with PIL.Image.open("fronts/anna_front.png") as front:
         assert front.info["seed"] == str(2**63 - 1)
     options = argparse.Namespace(prompt=None, negative_prompt=None, steps=1000, guidance=None)
-    assert cli._settings(pipeline, options)["num_inference_steps"] == 1000
-    monkeypatch.setattr(cli, "MOST_FRONTS", 4)
-    assert len(cli.plan([Path("a.png"), Path("b.png")], "out", 2, False)[0]) == 4
+    assert generate.settings_of(pipeline, options)["num_inference_steps"] == 1000
+    monkeypatch.setattr(outputs, "MOST_FRONTS", 4)
+    assert len(outputs.plan([Path("a.png"), Path("b.png")], "out", 2, False)[0]) == 4
 
 
 @pytest.mark.parametrize(
@@ -665,10 +668,27 @@ def test_a_model_that_lacks_a_weight(run, backs, tiny_folder):
     assert refused(run(backs, model="model"), "model/unet has no weight conv_in.bias", "copy or download")
 
 
-def test_a_model_that_records_nonsense(run, backs, tiny_folder):
+def test_a_text_encoder_that_lacks_a_weight(run, backs, tiny_folder):
+    """transformers would draw it at random."""
+    weights = Path(shutil.copytree(tiny_folder, "model")) / "text_encoder/model.safetensors"
+    tensors = load_file(weights)
+    del tensors["final_layer_norm.bias"]
+    save_file(tensors, weights, {"format": "pt"})
+    told = "model/text_encoder has no weight final_layer_norm.bias: copy or download"
+    assert refused(run(backs, model="model"), f"the model model cannot be loaded: {told}")
+    assert not Path("fronts").exists()
+
+
+@pytest.mark.parametrize("recorded", [{"image_size": "large"}, {"image_size": 63}, {"canny_low_threshold": "low"}])
+def test_a_model_that_records_nonsense(run, backs, tiny_folder, recorded):
     config = Path(shutil.copytree(tiny_folder, "model")) / "controlnet/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"image_size": "large"}))
-    assert refused(run(backs, model="model"), "the model model cannot be loaded: image_size is 'large'")
+    config.write_text(json.dumps(json.loads(config.read_text()) | recorded))
+    (name, value), *_ = recorded.items()
+    assert refused(run(backs, model="model"), f"the model model cannot be loaded: {name} is {value!r}: give")
+
+
+def test_a_file_is_no_model(run, backs):
+    assert refused(run(backs, model=backs / "anna.png"), f"{backs / 'anna.png'} is a file: give the folder")
 
 
 def test_a_model_that_may_not_be_read(run, backs, tiny_folder, monkeypatch):
@@ -871,6 +891,25 @@ def test_a_signal_before_the_first_front(backs, tiny_folder, tmp_path, number):
     assert not (tmp_path / "fronts").exists()
 
 
+def test_what_a_killed_run_left_unfinished_is_cleared_by_the_next(run, backs, tiny_folder):
+    program = (
+        "import os, signal, sys\nfrom backshan_diffusers import cli\n"
+        "def at_open(event, arguments):\n"
+        "    if event == 'open' and '.unfinished-' in str(arguments[0]) and os.path.exists('fronts/anna_front.png'):\n"
+        "        if os.listdir('fronts') != ['anna_front.png']: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(at_open)\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    process = start("-c", program, "generate", backs, "--model", tiny_folder)
+    process.communicate(timeout=200)
+    assert process.returncode == -signal.SIGKILL
+    left, front = written()
+    assert left.startswith(".unfinished-")
+    assert front == "anna_front.png"
+    assert run(backs / "anna.png")[0] == 0
+    assert written() == ["anna_front.png"]
+
+
 def test_signals_mean_afterwards_what_they_meant_before(run, backs):
     before = [signal.getsignal(number) for number in cli.ENDING_SIGNALS]
     run(backs / "anna.png")
@@ -993,4 +1032,4 @@ def test_libraries_are_as_loud_afterwards_as_before(run, backs):
 
 def test_a_pipe_of_a_fronts_name_is_left_alone(tmp_path):
     os.mkfifo(tmp_path / "front.png")
-    assert not cli._is_ours(tmp_path / "front.png")
+    assert not outputs.is_ours(tmp_path / "front.png")

@@ -123,6 +123,12 @@ def test_control_picture_shows_what_entered(name):
     np.testing.assert_array_equal(pixels, np.concatenate([parts[part] for part in name.split("+")], axis=1))
 
 
+def test_control_picture_rounds():
+    values = torch.tensor([0.0, 0.4, 0.6, 254.4, 254.6, 255.0]) / 255
+    pixels = np.asarray(control_picture(values.expand(3, 1, 6), "rgb"))
+    assert pixels[0, :, 0].tolist() == [0, 0, 1, 254, 255, 255]
+
+
 def test_bad_arguments_are_refused():
     for call in (
         lambda: conditioning_channels("depth"),

@@ -1,11 +1,14 @@
 """Files and folders that appear when they are complete."""
 
+import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from backshan_diffusers.files import complete_file, replace_folder, write_text
+from backshan_diffusers.files import clear_unfinished, complete_file, replace_folder, write_text
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -39,6 +42,65 @@ def test_two_may_write_one_file_at_once(tmp_path):
         first.write_text("first")
         second.write_text("second")
     assert content(tmp_path) == {"log.txt": b"first"}  # the block that ends last
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from backshan_diffusers.files import complete_file
+with complete_file(Path(sys.argv[1])) as pending:
+    pending.write_text("new")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def writing(path: Path) -> subprocess.Popen:
+    """A process that has written what is to become `path`, and waits until its stdin is closed."""
+    command = [sys.executable, "-c", WRITER, path]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_what_killed_processes_left_is_cleared_and_what_is_being_written_stays(tmp_path):
+    killed, alive = writing(tmp_path / "killed.txt"), writing(tmp_path / "alive.txt")
+    killed.kill()
+    killed.wait()
+    (tmp_path / ".unfinished-symphony").write_text("mine")
+    (tmp_path / ".unfinished-00000000").mkdir()
+    assert len(content(tmp_path)) == 3
+    with complete_file(tmp_path / "own.txt") as pending:
+        pending.write_text("own")
+        clear_unfinished(tmp_path)
+        assert len(content(tmp_path)) == 3
+    alive.communicate()
+    assert content(tmp_path) == {"alive.txt": b"new", "own.txt": b"own", ".unfinished-symphony": b"mine"}
+
+
+def test_a_file_that_is_cleared_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    def lock(file, operation, really=fcntl.flock, times=[]):  # noqa: B006
+        times.append(None)
+        if len(times) == 1:
+            os.unlink(file.name)
+        really(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with complete_file(tmp_path / "log.txt"):
+        assert len(content(tmp_path)) == 1
+        clear_unfinished(tmp_path)
+    assert content(tmp_path) == {"log.txt": b""}
+
+
+def test_a_folder_without_locks_is_written_and_never_cleared(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(95, "Operation not supported")
+
+    (tmp_path / ".unfinished-01234567").touch()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    clear_unfinished(tmp_path)
+    write_text(tmp_path / "log.txt", "new")
+    assert content(tmp_path) == {"log.txt": b"new", ".unfinished-01234567": b""}
 
 
 def test_any_name_that_the_file_system_takes_can_be_written(tmp_path):

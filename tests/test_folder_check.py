@@ -120,6 +120,9 @@ def test_a_vocabulary_may_have_the_older_form(folder):
 def test_a_tokenizer_has_to_say_how_long_a_prompt_is(folder):
     edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=None)
     assert refused(folder, "tokenizer_config.json is damaged (it has no model_max_length)")
+    for length in (10**30, 0, "long"):  # the first is what transformers writes where nobody has said it
+        edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=length)
+        assert refused(folder, f"tokenizer_config.json is damaged (its model_max_length is {length!r})")
 
 
 def test_a_component_that_does_not_fit_together_is_found(folder):

@@ -278,6 +278,8 @@ def test_recorded_defaults_are_used_and_can_be_overridden():
     }
     by_default = pipe(photo(), **given).images
     assert len(steps) == 2 and pipe.guidance_scale == 4.0
+    pipe(photo(), guidance_scale=0.0)
+    assert pipe.guidance_scale == 0.0
     explicit = {"prompt": "seen from the front", "guidance_scale": 4.0, "num_inference_steps": 2}
     for changed in ({}, {"prompt": "a cat"}, {"guidance_scale": 2.0}, {"num_inference_steps": 3}):
         given["generator"] = seeded()
@@ -770,6 +772,14 @@ def test_what_is_not_finite_is_no_result(pipe, output_type):
     latents[1, 0, 0, 0] = torch.inf
     with pytest.raises(NotFiniteError, match="1 of 2 results"):
         pipe([photo(), photo()], latents=latents, **given)
+
+
+def test_one_value_that_is_not_finite_spoils_a_result(pipe):
+    latents = torch.zeros(2, 4, 8, 8)
+    assert torch.equal(pipe.image_processor.postprocess(latents, output_type="latent"), latents)
+    latents[1, 3, 7, 7] = torch.nan
+    with pytest.raises(NotFiniteError, match="1 of 2 results"):
+        pipe.image_processor.postprocess(latents, output_type="latent")
 
 
 def test_an_empty_list_of_prompts_is_refused(pipe):

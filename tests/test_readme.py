@@ -1,10 +1,13 @@
 """Every code block of the README and the docs runs; links lead somewhere; the Japanese README says the same."""
 
+import io
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from doctest import ELLIPSIS, OutputChecker
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ BLOCK = re.compile(
 )
 MARK = re.compile(r"^<!-- not run", re.M)
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+PRINTS = re.compile(r"^print\(.+\)  # prints (.+)$", re.M)
 NOT_RUN = 11
 """Blocks that are marked as not run; another one should be a decision."""
 
@@ -75,10 +79,21 @@ def test_blocks_of_the_page_run_from_top_to_bottom(page, folder_of_a_reader):
     names = {"__name__": page.stem}
     for block in (block for block in blocks(page) if block.runs):
         if block.language == "python":
-            exec(compile(block.code, block.name, "exec"), names)
+            printed = io.StringIO()
+            with redirect_stdout(printed):
+                exec(compile(block.code, block.name, "exec"), names)
+            check_output(block, printed.getvalue())
         else:
             for line in block.code.replace("\\\n", " ").splitlines():
                 run_command(shlex.split(line, comments=True))
+
+
+def check_output(block: Block, printed: str) -> None:
+    """Compares what a block printed with the comment that follows each `print`, where `...` stands for anything."""
+    told = PRINTS.findall(block.code)
+    assert len(told) == block.code.count("print("), f"{block.name}: say behind each print what it prints"
+    expected = "".join(f"{line}\n" for line in told)
+    assert OutputChecker().check_output(expected, printed, ELLIPSIS), f"{block.name} prints {printed!r}"
 
 
 def run_command(words: list[str]) -> None:

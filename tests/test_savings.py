@@ -20,7 +20,7 @@ from test_stages import control_batch
 from tiny import TINY, tiny_config, tiny_pipeline
 
 from backshan_diffusers import BackToFrontPipeline
-from backshan_diffusers.cli import load_pipeline
+from backshan_diffusers.commands.loading import load_pipeline
 from backshan_diffusers.objective import PRESETS
 from backshan_diffusers.training.config import ConfigError, ModelSize, TrainingConfig
 from backshan_diffusers.training.run import TrainingRun

@@ -126,11 +126,18 @@ class BackshanControlNetModel(Published, ControlNetModel):
             )
         arguments["conditioning_channels"] = expected
         _check_count("image_size", image_size)
+        shrinkage = 2 ** (len(conditioning_embedding_out_channels or (None,)) - 1)
+        if image_size % shrinkage:
+            raise ValueError(
+                f"image_size is {image_size}: give a multiple of {shrinkage}, by which the condition embedding shrinks"
+                " pictures."
+            )
         _check_count("default_num_inference_steps", default_num_inference_steps)
         if not isinstance(default_prompt, str):
             raise ValueError(f"default_prompt is {default_prompt!r}: give a text.")
-        if not isinstance(default_guidance_scale, int | float) or not 0 <= default_guidance_scale < math.inf:
-            raise ValueError(f"default_guidance_scale is {default_guidance_scale!r}: give a number of at least 0.")
+        _check_number("canny_low_threshold", canny_low_threshold)
+        _check_number("canny_high_threshold", canny_high_threshold)
+        _check_number("default_guidance_scale", default_guidance_scale)
         super().__init__(**arguments)
 
     @classmethod
@@ -316,6 +323,11 @@ def _check_recorded(recorded: dict) -> None:
 def _check_count(name: str, value: Any) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}: give a whole number of at least 1.")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}: give a number of at least 0.")
 
 
 def _parts_read(controlnet: ControlNetModel, parts: list[str]) -> list[str]:

@@ -132,9 +132,6 @@ def _check_fit(pipeline: BackToFrontPipeline) -> None:
             f"the ControlNet reads pictures at 1/{factor} of their side and latents have"
             f" 1/{pipeline.vae_scale_factor}: give one that was made for the other."
         )
-    image_size = controlnet.get("image_size", factor)  # a stock one records none
-    if image_size % factor:
-        raise ValueError(f"the ControlNet records image_size {image_size}: it has to be a multiple of {factor}.")
 
 
 def _native_size(pipeline: StableDiffusionPipeline | BackToFrontPipeline) -> int:

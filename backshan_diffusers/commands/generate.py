@@ -1,0 +1,101 @@
+"""`backshan generate`: its options, and what is judged before the first front is made."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..files import clear_unfinished
+from .arguments import LARGEST_NUMBER, guidance, positive, prompt, seed
+from .exits import DONE, SOME_FAILED, UnusableArgumentError
+from .fronts import write_fronts
+from .inputs import find_backs
+from .loading import device_and_dtype, load_pipeline
+from .messages import quiet_libraries, report
+from .outputs import check_folder, check_targets, plan, refusing_to_write_in
+
+if TYPE_CHECKING:
+    from .. import BackToFrontPipeline
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_generate(commands) -> None:
+    """Adds the subcommand to the `commands` of a parser."""
+    parser = commands.add_parser(
+        "generate",
+        allow_abbrev=False,
+        help="turn pictures of backs into pictures of fronts",
+        description="Turns pictures of people seen from behind into pictures of the same people seen from the front. "
+        "One PNG file is written for each front, with the model and all settings in its text chunks. "
+        "Files of the same name that this command wrote before are replaced; any other file is left alone.",
+        epilog="exit codes: 0 all done, 1 some pictures missing, unusable or not written, 2 unusable arguments, "
+        "130 interrupted, 143 killed, 129 hung up",
+    )
+    parser.set_defaults(run=generate)
+    add = parser.add_argument
+    add("backs", nargs="+", metavar="BACK", help="picture, folder of pictures (subfolders are not read), or glob")
+    add(
+        "-o", "--out", metavar="OUT", default="fronts", help="folder, or NAME.png for one front (default: %(default)s)"
+    )
+    add("--model", default="mini", metavar="PATH_OR_REPO", help="folder, Hub repo id, or mini (default: %(default)s)")
+    add("--num-images", type=positive, default=1, metavar="N", help="fronts for each back (default: %(default)s)")
+    add("--seed", type=seed, default=0, metavar="S", help="of the first front of each back (default: %(default)s)")
+    add("--steps", type=positive, metavar="K", help="denoising steps (default: what the model records)")
+    add("--guidance", type=guidance, metavar="G", help="weight of the prompt (default: what the model records)")
+    add("--prompt", type=prompt, metavar="TEXT", help="what to draw (default: what the model records)")
+    add("--negative-prompt", type=prompt, metavar="TEXT", help="what not to draw; needs a guidance above 1")
+    add("--device", metavar="DEVICE", help="such as cpu or cuda:1 (default: the accelerator if there is one)")
+    add("--dtype", choices=DTYPES, default=DTYPES[0], help="type of weights and values (default: %(default)s)")
+    add("--batch-size", type=positive, default=1, metavar="B", help="fronts made at once (default: %(default)s)")
+    add("--original-size", action="store_true", help="resize each front to the size of its back")
+    add("--sheet", action="store_true", help="also write sheet.png: each back beside its fronts")
+
+
+def generate(options: argparse.Namespace) -> int:
+    """`backshan generate`: arguments are judged before anything is done, pictures when their turn comes."""
+    if options.seed + options.num_images - 1 > LARGEST_NUMBER:
+        raise UnusableArgumentError(f"the seeds would go beyond {LARGEST_NUMBER}: give a smaller --seed.")
+    backs, left_out = find_backs(options.backs)
+    jobs, sheet = plan(backs, options.out, options.num_images, options.sheet)
+    folder = jobs[0].result.parent
+    targets = [*(job.result for job in jobs), *([sheet] if sheet else [])]
+    check_folder(folder, targets)
+    check_targets(targets, backs)
+    with quiet_libraries():
+        pipeline = load_pipeline(options.model, *device_and_dtype(options.device, options.dtype))
+        settings = settings_of(pipeline, options)
+        with refusing_to_write_in(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            clear_unfinished(folder)
+        for sentence in left_out:
+            report(sentence)
+        return max(write_fronts(pipeline, jobs, sheet, settings, options), SOME_FAILED if left_out else DONE)
+
+
+def settings_of(pipeline: BackToFrontPipeline, options: argparse.Namespace) -> dict[str, str | int | float | None]:
+    """What the call is made with and what is recorded: the options, or else what the model records.
+
+    Raises:
+        UnusableArgumentError: if the scheduler has fewer timesteps than steps were asked for.
+    """
+    recorded = pipeline.controlnet.config
+    settings = {
+        "prompt": options.prompt if options.prompt is not None else recorded.default_prompt,
+        "negative_prompt": options.negative_prompt,
+        "num_inference_steps": options.steps or recorded.default_num_inference_steps,
+        "guidance_scale": recorded.default_guidance_scale if options.guidance is None else options.guidance,
+    }
+    most = pipeline.scheduler.config.num_train_timesteps
+    if settings["num_inference_steps"] > most:
+        raise UnusableArgumentError(f"this model has {most} timesteps: give --steps of at most {most}.")
+    if options.negative_prompt is not None and settings["guidance_scale"] <= 1:
+        report(
+            f"the negative prompt does nothing at guidance {settings['guidance_scale']:g}: give --guidance 2 or so."
+        )
+    longest = pipeline.tokenizer.model_max_length
+    for name in ("prompt", "negative_prompt"):
+        tokens = len(pipeline.tokenizer(settings[name] or "").input_ids)
+        if tokens > longest:
+            report(f"the {name.replace('_', ' ')} has {tokens - 2} tokens: only the first {longest - 2} are used.")
+    return settings

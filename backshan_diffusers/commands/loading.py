@@ -1,0 +1,71 @@
+"""The model of a command, and the device and the type it is loaded to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .exits import UnusableArgumentError
+from .messages import as_utf8, first_sentence, report
+
+if TYPE_CHECKING:
+    import torch
+
+    from .. import BackToFrontPipeline
+
+
+def device_and_dtype(device_name: str | None, dtype_name: str) -> tuple[torch.device, torch.dtype]:
+    """What `--device` and `--dtype` stand for; by default the accelerator, if there is one.
+
+    Raises:
+        UnusableArgumentError: if there is no such device here, or it cannot work with this type.
+    """
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    try:
+        device = torch.device(device_name) if device_name is not None else accelerator or torch.device("cpu")
+    except RuntimeError as error:
+        raise UnusableArgumentError(f"there is no device {device_name!r}: give cpu, cuda or mps.") from error
+    here = {"cpu": 1} | ({accelerator.type: torch.accelerator.device_count()} if accelerator else {})
+    if (device.index or 0) >= here.get(device.type, 0):
+        raise UnusableArgumentError(f"the device {device_name} is not on this machine: give {' or '.join(here)}.")
+    if device.type == "cpu" and dtype_name == "float16":
+        raise UnusableArgumentError(
+            "float16 does not work on a CPU, which lacks many of its operations: give --dtype float32 or bfloat16."
+        )
+    return device, getattr(torch, dtype_name)
+
+
+def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackToFrontPipeline:
+    """The pipeline of `--model`: the embedded `mini`, a folder, or a Hub repository.
+
+    Raises:
+        UnusableArgumentError: if there is no such model, or it cannot be loaded.
+    """
+    from .. import BackshanControlNetModel, BackToFrontPipeline, hub
+    from ..folder_check import ADAPTERS, find_damage, refuse_random_encoders
+
+    try:
+        found = hub.find_model(model)
+    except hub.HubError as error:
+        raise UnusableArgumentError(str(error)) from error
+    if as_utf8(model) != model:
+        raise UnusableArgumentError(
+            f"the name of the model {model} is not in UTF-8, and its files cannot be opened by another: rename it."
+        )
+    if found.is_choice:
+        report(f"the model is {found.origin}.")
+    try:
+        pipeline = BackToFrontPipeline.from_pretrained(found.folder, dtype=dtype).to(device)
+        refuse_random_encoders(found.folder)
+        if (found.folder / ADAPTERS).exists():  # a part of what the folder was trained to do
+            pipeline.load_lora_weights(found.folder)
+    except Exception as error:  # damaged files make the readers raise nearly anything
+        reason = (None if isinstance(error, OSError) else find_damage(found.folder)) or first_sentence(error)
+        raise UnusableArgumentError(f"the model {model} cannot be loaded: {reason}") from error
+    if not isinstance(pipeline.controlnet, BackshanControlNetModel):
+        raise UnusableArgumentError(
+            f"the ControlNet of {model} does not record how it reads a picture: give a model made by this package."
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
