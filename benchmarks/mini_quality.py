@@ -33,7 +33,7 @@ from backshan_diffusers.training.options import load_config
 
 GENERATED, MIRRORED = "generated", "mirrored back"
 SHEET_ITEMS, SHEET_COLUMNS = 32, 4
-RECIPE = ROOT / "examples" / "configs" / "mini.yaml"
+RECIPE = ROOT / "examples" / "configs" / "mini-more.yaml"
 """The config that `mini` was trained with."""
 SMALLEST_SUBSET = 15
 """Subsets with fewer items are left out of the table: their intervals say nothing."""
