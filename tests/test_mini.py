@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from backshan_diffusers import MINI, BackToFrontPipeline
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.evaluation.metrics import METRICS
+from backshan_diffusers.objective import PRESETS, Objective
 from backshan_diffusers.training.caching import to_pixels
 from backshan_diffusers.training.config import STAGES, TrainingConfig
 from backshan_diffusers.training.options import load_config
@@ -64,8 +65,8 @@ def test_the_record_is_that_of_the_recipe(config, folder, stage):
         for values in (recipe, recorded):
             del values["model"]["unet_channels"], values["model"]["unet_attention"]
     if isinstance(recorded["objective"], str):  # in its first form, the preset's name alone
-        recipe["objective"] = recipe["objective"]["preset"]
-    assert recorded["objective"] == recipe["objective"]
+        recorded["objective"] = {"preset": recorded["objective"], **asdict(PRESETS[recorded["objective"]])}
+    assert asdict(Objective()) | recorded["objective"] == recipe["objective"]
     decisive = set(recipe) & set(recorded) - set(CHANGEABLE) - {"objective"}
     assert {name: recorded[name] for name in decisive} == {name: recipe[name] for name in decisive}
     newer = {entry.name: entry.default for entry in fields(TrainingConfig) if entry.name not in recorded}
