@@ -68,6 +68,10 @@ def load_picture(source: Any, enough_pixels: int | None = None) -> PIL.Image.Ima
         name = getattr(source, "filename", "") or "the picture"
         _check_size(source.size, name)
         return _decode(source, os.fspath(name))
+    if isinstance(source, str) and not source:  # Path would make it the present folder
+        raise PictureError("the path is empty: give the path of a picture, such as a JPEG or PNG file.")
+    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
+        raise PictureError(f"{source} is not on this machine: download the picture first, and give its path.")
     if isinstance(source, str | os.PathLike):
         return _load_file(Path(source), enough_pixels)
     if isinstance(source, bytes):
@@ -88,7 +92,11 @@ def pixels_to_decode(side: int, restore_size: bool) -> int | None:
 
 
 def _load_file(path: Path, enough_pixels: int | None) -> PIL.Image.Image:
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # such as a name that is too long
+        raise PictureError(f"{path} cannot be opened ({error.strerror}): give the path of a picture.") from error
+    if not is_file:
         raise PictureError(f"{path} is not a file: give the path of a picture, such as a JPEG or PNG file.")
     if path.stat().st_size == 0:
         raise PictureError(f"{path} is empty: copy or download the picture again.")
@@ -149,6 +157,9 @@ def _decode(image: PIL.Image.Image, name: Any) -> PIL.Image.Image:
     except PIL.Image.DecompressionBombError as error:
         raise _bomb(name) from error
     except Exception as error:  # damaged data makes PIL's readers raise nearly anything
+        # PIL has no class of error for it, and none at all where the file was not read before
+        if str(error) == "Operation on closed image" or getattr(image, "fp", image) is None:
+            raise PictureError(f"{name} was closed: give it while it is open, or give its path.") from error
         raise PictureError(f"{name} is damaged ({error}): copy or download the picture again.") from error
 
 
@@ -178,6 +189,10 @@ def _eight_bit(values: np.ndarray) -> np.ndarray:
 
 
 def _channels_last(tensor: Any) -> np.ndarray:
+    if tensor.is_meta:
+        raise PictureError("the tensor is on the device meta, which holds no values: give one that is on the CPU.")
+    if str(tensor.layout) != "torch.strided":
+        raise PictureError(f"the tensor has the layout {tensor.layout}: give its to_dense().")
     if tensor.ndim == 4 and tensor.shape[0] == 1:
         tensor = tensor[0]
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 2, 3, 4):
@@ -196,6 +211,7 @@ def _from_array(array: np.ndarray, name: Any) -> PIL.Image.Image:
             f"{name} has the shape {array.shape}: give one picture as (H, W) or (H, W, C) with C of 1, 2, 3 or 4."
         )
     _check_size((array.shape[1], array.shape[0]), name)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     elif array.dtype == np.uint16:

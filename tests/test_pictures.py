@@ -275,7 +275,26 @@ def test_not_a_picture(tmp_path):
 def test_no_file(tmp_path):
     assert refused(tmp_path / "missing.png", "missing.png", "give the path")
     assert refused(str(tmp_path), str(tmp_path), "is not a file", "give the path")
-    assert refused("", "is not a file", "give the path")
+    assert refused("", "the path is empty", "give the path")
+    assert refused("a" * 5000, "cannot be opened", "too long", "give the path")
+    assert refused("https://example.org/back.png", "https://example.org/back.png", "download the picture first")
+
+
+def test_a_closed_picture(tmp_path):
+    PIL.Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    with PIL.Image.open(tmp_path / "a.png") as unread:
+        pass
+    made = PIL.Image.new("RGB", (20, 20))
+    made.close()
+    for closed in (unread, made):
+        assert refused(closed, "was closed", "give it while it is open")
+
+
+def test_arrays_of_the_other_byte_order():
+    for kind in ("u2", "f4"):
+        values = (noise(20, 20) / 255 * (65535 if kind == "u2" else 1)).astype(kind)
+        assert np.array_equal(read(values.astype(f">{kind}")), read(values))
+        assert np.array_equal(read(values.astype(f"<{kind}")), read(values))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp", "a.bmp", "a.tif"])
@@ -359,6 +378,8 @@ def test_arrays_that_are_no_picture():
     assert refused(torch.zeros(3, 20, 0), "shape")
     assert refused(torch.full((3, 20, 20), torch.nan), "NaN")
     assert refused(torch.zeros(3, 20, 20, dtype=torch.int64), "int64")
+    assert refused(torch.zeros(3, 20, 20, device="meta"), "meta", "no values")
+    assert refused(torch.zeros(3, 20, 20).to_sparse(), "sparse_coo", "to_dense()")
     assert refused(7, "int")
     assert refused(None, "NoneType")
 

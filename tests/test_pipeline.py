@@ -362,6 +362,16 @@ def test_a_kept_prompt_is_forgotten_when_the_text_encoder_changes():
     weight.data.mul_(1.5)  # does not move the weight's version counter
     changed = kept()
     assert not torch.equal(changed, first) and torch.equal(changed, fresh())
+    for dim in (0, 1):
+        weight.data.copy_(weight.data.roll(1, dim))
+        before, changed = changed, kept()
+        assert not torch.equal(changed, before) and torch.equal(changed, fresh())
+    bias = pipe.text_encoder.get_parameter(next(n for n, p in pipe.text_encoder.named_parameters() if p.ndim == 1))
+    bias.data.copy_(torch.linspace(-1, 1, len(bias)))
+    before, changed = changed, kept()
+    bias.data.copy_(bias.data.roll(1))
+    assert not torch.equal(kept(), changed) and torch.equal(kept(), fresh())
+    changed = kept()
     pipe.text_encoder = tiny_pipeline(seed=5).text_encoder
     swapped = kept()
     assert not torch.equal(swapped, changed) and torch.equal(swapped, fresh())
@@ -756,6 +766,8 @@ def test_bad_arguments_are_refused_with_one_sentence(pipe):
         for value in (0, -1, 2.5, "2"):
             refused(ValueError, f"{name} is {value!r}: give a whole number of at least 1", photo(), **{name: value})
     refused(ValueError, "num_images_per_prompt is None", photo(), num_images_per_prompt=None)
+    for value in (float("nan"), float("inf")):
+        refused(ValueError, f"guidance_scale is {value}: give a finite number", photo(), guidance_scale=value)
     for given in ({"height": "a"}, {"width": "a"}, {"height": 64.0}):
         refused(ValueError, "multiple of 8 px", photo(), **given)
     refused(PictureError, "too small", PIL.Image.new("RGB", (1, 1)))

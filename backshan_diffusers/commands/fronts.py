@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from .exits import DONE, SOME_FAILED, exit_code
-from .messages import PROGRAM, as_utf8, report, say
+from .messages import PROGRAM, as_utf8, on_one_line, report, say
 from .outputs import Job
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _write_pictures(
             tally.failed.add(job.back)
         progress.update()
     if rows:
-        titles, names = ["back"] + ["generated"] * options.num_images, [back.name for back in rows]
+        titles, names = ["back"] + ["generated"] * options.num_images, [on_one_line(back.name) for back in rows]
         picture = picture_sheet(list(rows.values()), titles, captions=names)
         if not _save(picture, sheet, metadata):
             tally.failed.add(sheet)

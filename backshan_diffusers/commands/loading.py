@@ -17,7 +17,7 @@ def device_and_dtype(device_name: str | None, dtype_name: str) -> tuple[torch.de
     """What `--device` and `--dtype` stand for; by default the accelerator, if there is one.
 
     Raises:
-        UnusableArgumentError: if there is no such device here, or it cannot work with this type.
+        UnusableArgumentError: if there is no such device here.
     """
     import torch
 
@@ -29,10 +29,6 @@ def device_and_dtype(device_name: str | None, dtype_name: str) -> tuple[torch.de
     here = {"cpu": 1} | ({accelerator.type: torch.accelerator.device_count()} if accelerator else {})
     if (device.index or 0) >= here.get(device.type, 0):
         raise UnusableArgumentError(f"the device {device_name} is not on this machine: give {' or '.join(here)}.")
-    if device.type == "cpu" and dtype_name == "float16":
-        raise UnusableArgumentError(
-            "float16 does not work on a CPU, which lacks many of its operations: give --dtype float32 or bfloat16."
-        )
     return device, getattr(torch, dtype_name)
 
 

@@ -31,7 +31,7 @@ def say(line: str, stream: TextIO | None) -> bool:
     """
     if stream is None:  # what Python has for a stream that was closed when the process began
         return False
-    line = CONTROL_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
+    line = on_one_line(line)
     encoding = stream.encoding or "utf-8"
     tqdm = sys.modules.get("tqdm")
     try:
@@ -40,6 +40,11 @@ def say(line: str, stream: TextIO | None) -> bool:
         _throw_away(stream)
         return False
     return flush(stream)
+
+
+def on_one_line(text: str) -> str:
+    """The text with escape sequences in place of what would break a line."""
+    return CONTROL_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def flush(stream: TextIO | None) -> bool:

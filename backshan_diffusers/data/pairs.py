@@ -10,7 +10,6 @@ MASKS = ("back_person", "front_person", "back_garments", "front_garments", "fron
 COLUMNS = ("item_id", "group_id", "back", "front", *MASKS, "attributes")
 
 VIEWS = ("back", "front")
-MASKS = tuple(name for name in COLUMNS if name.endswith(("_person", "_garments", "_head", "_face")))
 SPLITS = ("train", "validation", "test")
 
 TOLERATED_SHARE = 0.05

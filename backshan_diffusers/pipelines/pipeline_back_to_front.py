@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+import math
 import os
 from collections.abc import Iterator
 from numbers import Integral
@@ -232,6 +233,8 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         _check_count("num_images_per_prompt", num_images_per_prompt)
         if num_inference_steps is not None:
             _check_count("num_inference_steps", num_inference_steps)
+        if guidance_scale is not None and not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale is {guidance_scale!r}: give a finite number, such as 3.0.")
         nets = self._nets()
         side = self._side(height, width)
         backs = [load_picture(back, pixels_to_decode(side, restore_size)) for back in _as_list(back_image)]
@@ -306,8 +309,8 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
     def _text_encoder_state(self) -> list | None:
         """What tells one state of the text encoder from another, or `None` where its result must not be kept.
 
-        The sum of the weights' bits notices what a version counter would miss: fused LoRAs, EMA copies, new
-        embeddings. It reads each weight once, which is cheap beside one denoising step.
+        Sums of the weights' bits notice what a version counter would miss: fused LoRAs, EMA copies, new embeddings,
+        exchanged rows. They read each weight twice, which is cheap beside one denoising step.
         """
         encoder = self.text_encoder
         if encoder is None or encoder.training or torch.is_grad_enabled() or _has_adapters(encoder):
@@ -315,8 +318,7 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         weights = [weight.detach() for weight in encoder.parameters()]
         if any(weight.is_meta or type(weight) is not torch.Tensor for weight in weights):  # offloaded or quantised
             return None
-        integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        sums = [weight.view(integers[weight.element_size()]).sum(dtype=torch.int64) for weight in weights]
+        sums = [_sums_of_bits(weight) for weight in weights]
         return torch.stack([each.cpu() for each in sums]).tolist()
 
     def _check_arguments(self, kwargs: dict[str, Any], restore_size: bool, output_type: str) -> None:
@@ -379,6 +381,18 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
             high = _recorded(net, "canny_high_threshold", CANNY_HIGH_THRESHOLD)
             settings.append((what, flipped, low, high))
         return settings
+
+
+def _sums_of_bits(weight: torch.Tensor) -> torch.Tensor:
+    """Two int64: of the sums of a weight's columns and of its rows, each multiplied by an odd number of its own."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = torch.atleast_2d(weight).flatten(0, -2).view(integers[weight.element_size()])
+    weighted = []
+    for dim in (0, 1):
+        sums = bits.sum(dim, dtype=torch.int64)
+        # cubes, because values in an arithmetic series would let exchanges cancel; they wrap around at 64 bits
+        weighted.append((sums * torch.arange(1, 2 * len(sums), 2, device=sums.device) ** 3).sum())
+    return torch.stack(weighted)
 
 
 def _check_count(name: str, value: Any) -> None:
