@@ -620,12 +620,6 @@ def test_noise_is_added_as_the_base_was_trained_whatever_samples_it():
         noise_schedule(ours)
 
 
-def test_a_base_that_cannot_be_used_is_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="^the base_model .* cannot be used: ") as refused:
-        open_base(str(tmp_path / "nothing"), 0)
-    assert "\n" not in str(refused.value)
-
-
 def test_a_run_from_a_base_may_train_its_decoder_on_and_leaves_its_latents(tmp_path, tiny_folder):
     settings = tiny_config(tmp_path, model=ModelSize(), base_model=str(tiny_folder), stages={"vae": {}})
     folders = tiny_folder, TrainingRun(settings).run()
