@@ -422,6 +422,22 @@ def test_pairs_of_one_outfit_are_refused_where_outfits_are_compared(tmp_path):
         run._check_outfits(pair_arrays(2))  # two pairs of one outfit
 
 
+@pytest.mark.parametrize("inside", [".", "unet", "run", "controlnet/more/runs/run"])
+def test_no_run_writes_into_a_pipeline(tiny_folder, inside):
+    config = tiny_config(tiny_folder / inside)
+    with pytest.raises(ConfigError, match=f"^output_dir .* lies in {tiny_folder}(/unet|/controlnet)?, which holds a"):
+        TrainingRun(config)
+
+
+def test_no_run_writes_into_a_model_that_lies_alone(tmp_path):
+    model = tmp_path / "model"
+    build_pipeline(TINY, 0).controlnet.save_pretrained(model)
+    with pytest.raises(ConfigError, match=f"lies in {model}, which holds a model: give another one"):
+        TrainingRun(tiny_config(model / "run"))
+    (tmp_path / "config.json").write_text("{}")  # which many a program has
+    TrainingRun(tiny_config(tmp_path / "run"))
+
+
 def script(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "examples" / "train_backshan.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from ..data import Pairs, PairsError, load_pairs
 from ..faces import FaceDetectorMissing
 from ..files import full_disk_in_words
-from ..folder_check import check_folder
+from ..folder_check import check_folder, model_around
 from ..objective import Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
@@ -74,8 +74,8 @@ class TrainingRun(StageBuilder):
 
     Raises:
         ConfigError: if the tracker is not installed, this machine lacks something else that the config asks for,
-            accelerate was told to use an engine that is not supported, or pairs are to be compared with each other of
-            which a step has one.
+            accelerate was told to use an engine that is not supported, pairs are to be compared with each other of
+            which a step has one, or the output_dir lies in the folder of a pipeline or a model.
     """
 
     def __init__(self, config: TrainingConfig, previews: Previews | None = None):
@@ -83,6 +83,8 @@ class TrainingRun(StageBuilder):
         check_machine(config)
         super().__init__(config, _new_engine())
         self.previews = previews
+        if model := model_around(self.output_dir):
+            raise ConfigError(f"output_dir {self.output_dir} lies in {model}, which holds a model: give another one.")
         self._check_comparisons()
 
     def run(self) -> Path:
