@@ -397,6 +397,26 @@ def test_every_value_that_differs_is_named_and_the_run_goes_on_if_it_is_told_to(
     assert [line["step"] for line in log(tmp_path / "vae")] == [1, 2, 3]
     assert "not 0.5: it goes on all the same, as accept_changes says." in caplog.text
     train(tmp_path, **changes, **few)  # these are its values now
+    before = {"learning_rate": 5e-4, "max_steps": 2, "objective.temperature": 1.0}
+    assert record_of(tmp_path / "vae")["accepted"] == [{"step": 2, "before": before}]
+
+
+def record_of(stage: Path) -> dict:
+    return yaml.safe_load((stage / "training_config.yaml").read_text())
+
+
+def test_a_record_keeps_every_change_that_was_accepted(tmp_path):
+    values = {"seed": 0, "model": {"width": 8}, "accept_changes": True}
+    write_record(tmp_path, values)
+    (first,) = check_record(tmp_path, values | {"seed": 1}, 2)
+    assert first == {"step": 2, "before": {"seed": 0}}
+    write_record(tmp_path, values | {"seed": 1, "accepted": [first]})
+    assert check_record(tmp_path, values | {"seed": 1}, 3) == [first]
+    wider = {"seed": 2, "model": {"width": 16}}
+    second = {"step": 4, "before": {"seed": 1, "model.width": 8}}
+    assert check_record(tmp_path, values | wider, 4) == [first, second]
+    for change in ({"seed": 1}, wider):  # no step is left that had other values
+        assert check_record(tmp_path, values | change, 0) == []
 
 
 def test_a_checkpoint_of_another_shape_is_refused_even_if_changes_are_accepted(tmp_path):
@@ -423,7 +443,7 @@ def test_checkpoints_without_a_record_are_not_gone_on_from(tmp_path):
 
 
 def test_the_record_says_what_trained(finished):
-    record = yaml.safe_load((finished / "joint" / "training_config.yaml").read_text())
+    record = record_of(finished / "joint")
     assert (record["processes"], record["mixed_precision"], record["device"]) == (1, "no", "cpu")
     assert record["packages"]["torch"] == version("torch")
 

@@ -206,7 +206,7 @@ class TrainingRun(StageBuilder):
             return
         if self.accelerator.is_fsdp2:
             check_shardable(config)
-        check_record(folder, record, max(checkpoint_steps(folder), default=0))
+        record["accepted"] = check_record(folder, record, max(checkpoint_steps(folder), default=0))
         pipeline = self.start(source)
         rows, held_out_rows = self.pairs(pipeline.controlnet.config.image_size)
         train, held_out = self._cached(rows, config.mask_face, tuple(config.focus())), self._cached(held_out_rows)
