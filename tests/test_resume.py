@@ -20,9 +20,11 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY, tiny_config, tiny_prior
 
+from backshan_diffusers.data import load_pairs
 from backshan_diffusers.files import DiskFullError, full_disk_in_words
 from backshan_diffusers.training.checkpoints import checkpoint_steps, find_damage, save_checkpoint
 from backshan_diffusers.training.config import STAGES, ConfigError
@@ -417,6 +419,27 @@ def test_a_record_keeps_every_change_that_was_accepted(tmp_path):
     assert check_record(tmp_path, values | wider, 4) == [first, second]
     for change in ({"seed": 1}, wider):  # no step is left that had other values
         assert check_record(tmp_path, values | change, 0) == []
+
+
+def test_an_unfinished_stage_is_not_trained_on_with_other_pairs(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / "pairs" / split).mkdir(parents=True)
+        for row in load_pairs("wardrobe", split=split, size=64, count=2):
+            for view in ("back", "front"):
+                row[view].save(tmp_path / "pairs" / split / f"{row['item_id']}_{view}.png")
+    run, pairs = tmp_path / "run", {"source": "folder", "source_path": str(tmp_path / "pairs"), "train_pairs": 2}
+    values = {**pairs, "validation_pairs": 1, "max_steps": 2, "stages": {"vae": {}}}
+    train(run, **values)
+    shutil.rmtree(run / "vae" / "pipeline")
+    train(run, **values)  # the same ones
+    shutil.rmtree(run / "vae" / "pipeline")
+    before = record_of(run / "vae")["pairs_key"]
+    front = next((tmp_path / "pairs" / "train").glob("*_front.png"))
+    Image.new("RGB", (64, 64)).save(front)
+    with pytest.raises(ConfigError, match=f"vae was trained with pairs_key '{before}', not '[0-9a-f]+': give another"):
+        train(run, **values)
+    train(run, **values, accept_changes=True)
+    assert record_of(run / "vae")["accepted"] == [{"step": 2, "before": {"pairs_key": before}}]
 
 
 def test_a_checkpoint_of_another_shape_is_refused_even_if_changes_are_accepted(tmp_path):

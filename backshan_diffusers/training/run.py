@@ -27,7 +27,7 @@ from ..objective import Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
 from .building import StageBuilder
-from .caching import PairArrays, cache_pairs
+from .caching import PairArrays, cache_pairs, rows_key
 from .checkpoints import checkpoint_steps
 from .config import NEEDED, ConfigError, TrainingConfig, check
 from .logs import append_row, csv_step, drop_later_lines
@@ -206,9 +206,10 @@ class TrainingRun(StageBuilder):
             return
         if self.accelerator.is_fsdp2:
             check_shardable(config)
-        record["accepted"] = check_record(folder, record, max(checkpoint_steps(folder), default=0))
         pipeline = self.start(source)
         rows, held_out_rows = self.pairs(pipeline.controlnet.config.image_size)
+        record["pairs_key"] = rows_key(rows)
+        record["accepted"] = check_record(folder, record, max(checkpoint_steps(folder), default=0))
         train, held_out = self._cached(rows, config.mask_face, tuple(config.focus())), self._cached(held_out_rows)
         self._check_outfits(train)
         folder.mkdir(parents=True, exist_ok=True)
