@@ -505,6 +505,27 @@ def test_a_loss_that_is_not_finite_names_the_step_the_pairs_and_the_good_checkpo
         resumed.train(lambda step: None)
 
 
+def bad_at(bad: int):
+    """Batches of two pairs each, named after their number; one of them is not finite."""
+    good = tiny_prior()[1](0, None)
+
+    def make_batch(number, sampler):
+        latents = good["latents"] * (float("nan") if number == bad else 1)
+        return {**good, "latents": latents, "items": torch.tensor([10 * number, 10 * number + 1])}
+
+    return make_batch
+
+
+def test_a_loss_names_the_pairs_of_its_micro_batch_and_a_gradient_those_of_the_step(tmp_path):
+    parts = {"gradient_accumulation_steps": 3}
+    with pytest.raises(FloatingPointError, match="loss is nan at step 1 of prior, with the training pairs 40, 41: "):
+        trainer_of(tmp_path, tiny_prior()[0], bad_at(4), **parts).train(lambda step: None)
+    stage, _ = tiny_prior()
+    stage.trained["unet"].conv_in.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match="at step 0 of prior, with the training pairs 0, 1, 10, 11, 20, 21: "):
+        trainer_of(tmp_path, stage, bad_at(-1), **parts).train(lambda step: None)
+
+
 def test_no_checkpoint_is_claimed_where_there_is_none(tmp_path):
     with pytest.raises(FloatingPointError, match="at step 1 of .*; nothing is saved yet.$"):
         trainer_of(tmp_path, tiny_prior()[0], breaking_at(1)).train(lambda step: None)
