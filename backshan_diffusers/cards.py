@@ -143,9 +143,14 @@ def _record(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file} cannot be read as YAML: repair it, or take it away.") from error
     if not isinstance(record, dict):
         raise ValueError(f"{file} holds no training config: repair it, or take it away.")
-    told = {name: value for name, value in record.items() if name not in (*PLACES, *PLACES_OR_REPOS)}
+    changes = [change | {"before": _without_places(change["before"])} for change in record.get("accepted", [])]
+    return _without_places(record) | ({"accepted": changes} if changes else {})
+
+
+def _without_places(values: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: value for name, value in values.items() if name not in (*PLACES, *PLACES_OR_REPOS)}
     return told | {
-        name: record[name] and (_repo_or_none(record[name]) or UNTOLD) for name in PLACES_OR_REPOS if name in record
+        name: values[name] and (_repo_or_none(values[name]) or UNTOLD) for name in PLACES_OR_REPOS if name in values
     }
 
 
@@ -157,7 +162,8 @@ def _repo_or_none(value: Any) -> str | None:
 
 def _from_nothing(record: Mapping[str, Any]) -> bool:
     """Whether nothing but this package went into the weights."""
-    return record.get("source") in DRAWN and record.get("base_model", UNTOLD) is None
+    all_along = [record, *(record | change["before"] for change in record.get("accepted", []))]
+    return all(each.get("source") in DRAWN and each.get("base_model", UNTOLD) is None for each in all_along)
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:

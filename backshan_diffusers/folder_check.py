@@ -60,6 +60,15 @@ def check_controlnet(folder: Path) -> None:
     _check_weights(folder, safetensors_only=True)
 
 
+def model_around(place: Path) -> Path | None:
+    """The folder of a pipeline or of a single model that `place` is or lies in, however deep; `None` without one."""
+    for folder in (place.resolve(), *place.resolve().parents):
+        # a config.json by itself may be any program's
+        if (folder / INDEX).is_file() or ((folder / "config.json").is_file() and any(folder.glob("*.safetensors"))):
+            return folder
+    return None
+
+
 def find_damage(folder: Path) -> str | None:
     """Which component of a pipeline's folder cannot be loaded by itself, and why; `None` if each of them can.
 

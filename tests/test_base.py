@@ -99,9 +99,37 @@ def test_a_controlnet_of_other_latents_is_refused(public, tmp_path):
         open_base(str(public), 0, str(tmp_path))
 
 
-def test_a_missing_controlnet_is_one_sentence(public, tmp_path):
-    with pytest.raises(ConfigError, match="with the controlnet .*nothing cannot be used: ") as refused:
-        open_base(str(public), 0, str(tmp_path / "nothing"))
+@pytest.mark.parametrize("field", ["base_model", "controlnet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "runs/sd15-stage1/controlnet/pipeline",
+        "./pipeline",
+        "../pipeline",
+        "~/pipeline",
+        "/pipeline",
+        "here/pipeline",
+        "a--b/pipeline",
+    ],
+)
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(public, tmp_path, monkeypatch, field, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    places = {"base_model": str(public), field: name}
+    with pytest.raises(ConfigError) as refused:
+        open_base(places["base_model"], 0, places.get("controlnet"))
+    assert str(refused.value) == (
+        f"the {field} {name} is no folder: run the config that writes it first, or give another {field}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "controlnet"), [("nobody/nothing", None), ("nothing", None), (None, "nobody/nothing")]
+)
+def test_what_may_be_a_repo_id_is_looked_for_on_the_hub(public, tmp_path, monkeypatch, base, controlnet):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="^the base_model .*nothing cannot be used: ") as refused:
+        open_base(base or str(public), 0, controlnet)
     assert "\n" not in str(refused.value)
 
 

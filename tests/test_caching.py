@@ -264,6 +264,14 @@ def test_latents_of_other_pairs_have_a_cache_of_their_own(tmp_path):
     assert not torch.equal(*made) and len(shards(tmp_path)) == 2
 
 
+def test_backs_and_fronts_have_caches_of_their_own(tmp_path):
+    pairs, vae = pair_arrays(), tiny_pipeline().vae
+    for view in ("fronts", "backs"):
+        made = cache_latents(pairs, vae, tmp_path, Accelerator(), view)
+        torch.testing.assert_close(made, encode(getattr(pairs, view), vae))
+    assert len(shards(tmp_path)) == 2
+
+
 def test_flipped_latents_are_those_of_flipped_fronts(tmp_path):
     pairs, vae = pair_arrays(), tiny_pipeline().vae
     upright, flipped = (cache_latents(pairs, vae, tmp_path, Accelerator(), flipped=flip) for flip in (False, True))

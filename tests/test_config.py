@@ -236,10 +236,22 @@ def test_bad_configs_are_one_sentence(tmp_path, text, message):
     [
         (["--max_steps", "many"], "max_steps is 'many': give a whole number"),
         (["--max_steps"], "max_steps is '': give a whole number"),
-        (["--max_steps", "3", "4"], "max_steps is '3 4': give a whole number"),
+        (["--max_steps", "3", "4"], "max_steps is '3 4': give a whole number, as one word or in quotes.$"),
+        (["--output_dir", "my", "run"], "output_dir is 'my run': give a text, as one word or in quotes.$"),
+        (["--crop_sizes", "32"], r"'32': give a list, in which each is a whole number, as \[32, 64\].$"),
+        (["--crop_sizes", "32", "64"], r"'32 64': give a list, .*, as \[32, 64\], as one word or in quotes.$"),
+        (["--affine", "x"], r"affine is 'x': give a list, in which each is a number, as \[0.1, 0.2\].$"),
         (["--learning_rate", "null"], "learning_rate is 'null': give a number"),
         (["--stages.joint.mirror", "true"], "'--stages.joint.mirror true' cannot be read: --help lists every option"),
-        (["--max_step", "3"], "'--max_step 3' cannot be read"),
+        (["--stages.joint.objective.norm", "3"], "--help lists every option.$"),
+        (["--max_step", "3"], "'--max_step 3' cannot be read: give --max_steps.$"),
+        (["--output-dir", "x"], "'--output-dir x' cannot be read: give --output_dir.$"),
+        (["--output-dir=x"], "'--output-dir=x' cannot be read: give --output_dir.$"),
+        (["--resume"], "'--resume' cannot be read: to go on with a run, give the same command again.$"),
+        (["--resume_from_checkpoint", "latest"], "cannot be read: to go on with a run, give the same command again.$"),
+        (["--objective", "paper"], "'--objective paper' cannot be read: give --objective.preset NAME"),
+        (["--stages", "joint"], "'--stages joint' cannot be read: give --stages.STAGE.FIELD VALUE"),
+        (["--model", "x"], "'--model x' cannot be read: give --model.FIELD VALUE.$"),
         (["3", "--seed", "4"], "'3' cannot be read"),
         (["--output_dir", ""], "output_dir is '': give the name of a folder"),
     ],
@@ -248,6 +260,28 @@ def test_bad_options_are_one_sentence(tmp_path, words, message):
     with pytest.raises(ConfigError, match=message) as refused:
         read(tmp_path, "", *words)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config"], "'--config' cannot be read: --help says what --config takes."),
+        (["--dry-run"], "'--dry-run' cannot be read: give --dry_run."),
+    ],
+)
+def test_options_of_a_scripts_own_are_known_too(words, message):
+    parser = new_parser("")
+    parser.add_argument("--config")
+    parser.add_argument("--dry_run", action="store_true")
+    with pytest.raises(ConfigError) as refused:
+        read_options(parser, words)
+    assert str(refused.value) == message
+
+
+def test_a_file_that_is_not_there_is_named_once(tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        load_config(tmp_path / "c.yaml")
+    assert str(refused.value) == f"{tmp_path / 'c.yaml'} is not a readable YAML file: No such file or directory."
 
 
 def test_a_run_needs_a_folder():
@@ -386,6 +420,22 @@ def test_pairs_of_one_outfit_are_refused_where_outfits_are_compared(tmp_path):
     for objective in ({"preset": "mse"}, {"preset": "paper", "same_group_negatives": True}):
         run = TrainingRun(replace(config, objective=objective))
         run._check_outfits(pair_arrays(2))  # two pairs of one outfit
+
+
+@pytest.mark.parametrize("inside", [".", "unet", "run", "controlnet/more/runs/run"])
+def test_no_run_writes_into_a_pipeline(tiny_folder, inside):
+    config = tiny_config(tiny_folder / inside)
+    with pytest.raises(ConfigError, match=f"^output_dir .* lies in {tiny_folder}(/unet|/controlnet)?, which holds a"):
+        TrainingRun(config)
+
+
+def test_no_run_writes_into_a_model_that_lies_alone(tmp_path):
+    model = tmp_path / "model"
+    build_pipeline(TINY, 0).controlnet.save_pretrained(model)
+    with pytest.raises(ConfigError, match=f"lies in {model}, which holds a model: give another one"):
+        TrainingRun(tiny_config(model / "run"))
+    (tmp_path / "config.json").write_text("{}")  # which many a program has
+    TrainingRun(tiny_config(tmp_path / "run"))
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess:

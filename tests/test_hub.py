@@ -576,6 +576,18 @@ def with_records(model: Path, **record) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("before", "licence"), [({"source": "folder"}, "other"), ({"seed": 4}, "apache-2.0")])
+def test_a_card_says_what_the_first_steps_were_trained_with(server, clients, model, before, licence):
+    accepted = [{"step": 3, "before": before | {"source_path": "/home/anna/photos"}}]
+    clients.run(PUSH, with_records(model, accepted=accepted), "org/changed").checked()
+    files = server.files("org/changed")
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.license == licence
+    (change,) = yaml.safe_load(card.text.partition("```yaml")[2].partition("```")[0])["accepted"]
+    assert change == {"step": 3, "before": before | {"source_path": "(a folder)"}}
+    assert not any(b"anna" in content for content in files.values())
+
+
 def test_a_card_says_what_is_known(server, clients, model):
     folder = with_records(model, output_dir="runs/x", cache_dir="/cache", source_path=None)
     clients.run(PUSH, folder, "org/known").checked()

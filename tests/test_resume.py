@@ -20,9 +20,11 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY, tiny_config, tiny_prior
 
+from backshan_diffusers.data import load_pairs
 from backshan_diffusers.files import DiskFullError, full_disk_in_words
 from backshan_diffusers.training.checkpoints import checkpoint_steps, find_damage, save_checkpoint
 from backshan_diffusers.training.config import STAGES, ConfigError
@@ -427,6 +429,47 @@ def test_every_value_that_differs_is_named_and_the_run_goes_on_if_it_is_told_to(
     assert [line["step"] for line in log(tmp_path / "vae")] == [1, 2, 3]
     assert "not 0.5: it goes on all the same, as accept_changes says." in caplog.text
     train(tmp_path, **changes, **few)  # these are its values now
+    before = {"learning_rate": 5e-4, "max_steps": 2, "objective.temperature": 1.0}
+    assert record_of(tmp_path / "vae")["accepted"] == [{"step": 2, "before": before}]
+
+
+def record_of(stage: Path) -> dict:
+    return yaml.safe_load((stage / "training_config.yaml").read_text())
+
+
+def test_a_record_keeps_every_change_that_was_accepted(tmp_path):
+    values = {"seed": 0, "model": {"width": 8}, "accept_changes": True}
+    write_record(tmp_path, values)
+    (first,) = check_record(tmp_path, values | {"seed": 1}, 2)
+    assert first == {"step": 2, "before": {"seed": 0}}
+    write_record(tmp_path, values | {"seed": 1, "accepted": [first]})
+    assert check_record(tmp_path, values | {"seed": 1}, 3) == [first]
+    wider = {"seed": 2, "model": {"width": 16}}
+    second = {"step": 4, "before": {"seed": 1, "model.width": 8}}
+    assert check_record(tmp_path, values | wider, 4) == [first, second]
+    for change in ({"seed": 1}, wider):  # no step is left that had other values
+        assert check_record(tmp_path, values | change, 0) == []
+
+
+def test_an_unfinished_stage_is_not_trained_on_with_other_pairs(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / "pairs" / split).mkdir(parents=True)
+        for row in load_pairs("wardrobe", split=split, size=64, count=2):
+            for view in ("back", "front"):
+                row[view].save(tmp_path / "pairs" / split / f"{row['item_id']}_{view}.png")
+    run, pairs = tmp_path / "run", {"source": "folder", "source_path": str(tmp_path / "pairs"), "train_pairs": 2}
+    values = {**pairs, "validation_pairs": 1, "max_steps": 2, "stages": {"vae": {}}}
+    train(run, **values)
+    shutil.rmtree(run / "vae" / "pipeline")
+    train(run, **values)  # the same ones
+    shutil.rmtree(run / "vae" / "pipeline")
+    before = record_of(run / "vae")["pairs_key"]
+    front = next((tmp_path / "pairs" / "train").glob("*_front.png"))
+    Image.new("RGB", (64, 64)).save(front)
+    with pytest.raises(ConfigError, match=f"vae was trained with pairs_key '{before}', not '[0-9a-f]+': give another"):
+        train(run, **values)
+    train(run, **values, accept_changes=True)
+    assert record_of(run / "vae")["accepted"] == [{"step": 2, "before": {"pairs_key": before}}]
 
 
 def test_a_checkpoint_of_another_shape_is_refused_even_if_changes_are_accepted(tmp_path):
@@ -453,7 +496,7 @@ def test_checkpoints_without_a_record_are_not_gone_on_from(tmp_path):
 
 
 def test_the_record_says_what_trained(finished):
-    record = yaml.safe_load((finished / "joint" / "training_config.yaml").read_text())
+    record = record_of(finished / "joint")
     assert (record["processes"], record["mixed_precision"], record["device"]) == (1, "no", "cpu")
     assert record["packages"]["torch"] == version("torch")
 
@@ -490,6 +533,27 @@ def test_a_loss_that_is_not_finite_names_the_step_the_pairs_and_the_good_checkpo
     resumed = trainer_of(tmp_path, tiny_prior()[0], breaking_at(2))
     with pytest.raises(FloatingPointError, match="at step 2 .*checkpoint-2 is good"):
         resumed.train(lambda step: None)
+
+
+def bad_at(bad: int):
+    """Batches of two pairs each, named after their number; one of them is not finite."""
+    good = tiny_prior()[1](0, None)
+
+    def make_batch(number, sampler):
+        latents = good["latents"] * (float("nan") if number == bad else 1)
+        return {**good, "latents": latents, "items": torch.tensor([10 * number, 10 * number + 1])}
+
+    return make_batch
+
+
+def test_a_loss_names_the_pairs_of_its_micro_batch_and_a_gradient_those_of_the_step(tmp_path):
+    parts = {"gradient_accumulation_steps": 3}
+    with pytest.raises(FloatingPointError, match="loss is nan at step 1 of prior, with the training pairs 40, 41: "):
+        trainer_of(tmp_path, tiny_prior()[0], bad_at(4), **parts).train(lambda step: None)
+    stage, _ = tiny_prior()
+    stage.trained["unet"].conv_in.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match="at step 0 of prior, with the training pairs 0, 1, 10, 11, 20, 21: "):
+        trainer_of(tmp_path, stage, bad_at(-1), **parts).train(lambda step: None)
 
 
 def test_no_checkpoint_is_claimed_where_there_is_none(tmp_path):

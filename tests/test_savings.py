@@ -107,6 +107,13 @@ def test_what_is_frozen_is_halved_for_the_training_and_written_as_it_was(tiny_fo
     assert all(not torch.equal(moved[name], before[name]) for name in before)
 
 
+@pytest.mark.parametrize("part", ["decoder", "attention"])
+def test_a_unet_of_which_a_part_learns_is_not_halved(tmp_path, part):
+    with precision("bf16"):
+        unet = control_trainer(tmp_path, part).models["unet"]
+    assert {weight.dtype for weight in unet.parameters() if not weight.requires_grad} == {torch.float32}
+
+
 def test_a_halved_unet_gives_the_loss_of_a_whole_one_up_to_rounding(tmp_path):
     losses = {}
     for name in ("no", "bf16"):

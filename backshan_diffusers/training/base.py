@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import CLIPTextModel
 
 from ..folder_check import ADAPTERS, check_folder, records_conditioning
@@ -35,6 +37,9 @@ def open_base(name: str, seed: int, controlnet: str | None = None, **recorded) -
         ConfigError: if there is no such pipeline or ControlNet, they do not fit together, or the ControlNet cannot
             read pictures in that way.
     """
+    _check_place("base_model", name)
+    if controlnet is not None:
+        _check_place("controlnet", controlnet)
     check(
         not Path(name, ADAPTERS).exists(),
         f"the base_model {name} holds a LoRA adapter beside its U-Net: open it with diffusers, call load_lora_weights"
@@ -61,6 +66,22 @@ def open_base(name: str, seed: int, controlnet: str | None = None, **recorded) -
     except (OSError, ValueError) as error:
         used = name if controlnet is None else f"{name} with the controlnet {controlnet}"
         raise ConfigError(f"the base_model {used} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def _check_place(field: str, name: str) -> None:
+    """Refuse a folder that is not there, for which the Hub would be asked in vain."""
+    place = Path(name)
+    if place.is_dir():
+        return
+    try:
+        validate_repo_id(name)
+        is_repo_id = place.parent == Path() or not place.parent.exists()
+    except HFValidationError:
+        is_repo_id = False
+    check(
+        is_repo_id,
+        f"the {field} {name} is no folder: run the config that writes it first, or give another {field}.",
+    )
 
 
 def _open_controlnet(name: str) -> ControlNetModel:

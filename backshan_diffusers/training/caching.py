@@ -106,6 +106,11 @@ def cache_pairs(
     return PairArrays(**arrays, key=key, masks=kept)
 
 
+def rows_key(rows: Pairs) -> str:
+    """A short hash that is another one where the rows are: by their source's files, or by the code that draws them."""
+    return _key(rows.key)
+
+
 def read_attributes(pairs: PairArrays, folder: Path) -> list[dict]:
     """The attributes of each of the pairs that `cache_pairs` put in the folder."""
     lines = _attributes_path(folder, pairs.key).read_text(encoding="utf-8").splitlines()

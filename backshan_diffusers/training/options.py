@@ -10,6 +10,7 @@ from __future__ import annotations
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
+from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -95,12 +96,23 @@ def read_options(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]
             given = parser.parse_args(list(words[begin:end]), defaults=False)
         except ArgumentError as error:
             if name in known_options():
-                raise _wrong_type(name, " ".join([text, *words[begin + 1 : end]]).strip()) from error
-            raise ConfigError(f"{' '.join(words[begin:end])!r} cannot be read: --help lists every option.") from error
+                raise _wrong_type(name, *filter(None, [text, *words[begin + 1 : end]])) from error
+            hint = _hint(name, list(parser.get_defaults().keys()))
+            raise ConfigError(f"{' '.join(words[begin:end])!r} cannot be read: {hint}.") from error
         for key, value in given.items():
             values.pop(key, None)  # the order is that of the last one
             values[key] = value
     return values
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    """What to do instead of giving an option that is none of the `known` ones, or is one of the script's own."""
+    if name in known:
+        return f"--help says what --{name} takes"
+    if name in _INSTEAD:
+        return _INSTEAD[name]
+    alike = get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.9)
+    return f"give --{alike[0]}" if alike else "--help lists every option"
 
 
 def load_config(path: str | Path, **options) -> TrainingConfig:
@@ -116,7 +128,8 @@ def load_config(path: str | Path, **options) -> TrainingConfig:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())  # an OSError names the file again
+        raise ConfigError(f"{path} is not a readable YAML file: {reason}.") from error
     values = _typed({} if values is None else values, str(path))
     base_model = options.get("base_model", values.get("base_model"))
     # A preset begins the objective anew, so it comes before the changes to it.
@@ -171,16 +184,31 @@ def _file_parser() -> ArgumentParser:
     return new_parser("")
 
 
-def _wrong_type(name: str, value: Any) -> ConfigError:
-    return ConfigError(f"{name} is {value!r}: give {_in_words(known_options()[name].kind)}.")
+def _wrong_type(name: str, *values: Any) -> ConfigError:
+    """A refusal of the value in a file, or of the words of a command line that follow an option."""
+    value = values[0] if len(values) == 1 else " ".join(values)
+    quoted = ", as one word or in quotes" if len(values) > 1 else ""
+    return ConfigError(f"{name} is {value!r}: give {_in_words(known_options()[name].kind)}{quoted}.")
 
 
 def _in_words(kind: Any) -> str:
     if get_origin(kind) in (Union, UnionType):  # one and the same from Python 3.14 on
         return " or ".join(_in_words(each) for each in get_args(kind))
     if get_origin(kind) is tuple:
-        return f"a list, in which each is {_in_words(get_args(kind)[0])}"
+        each = get_args(kind)[0]
+        return f"a list, in which each is {_in_words(each)}, as {_LISTS[each]}"
     return _WORDS[kind]
 
 
 _WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}
+_LISTS = {bool: "[false, true]", int: "[32, 64]", float: "[0.1, 0.2]"}
+
+_GO_ON = "to go on with a run, give the same command again"
+_INSTEAD = {
+    "resume": _GO_ON,
+    "resume_from_checkpoint": _GO_ON,
+    "model": "give --model.FIELD VALUE",
+    "objective": "give --objective.preset NAME, or --objective.FIELD VALUE",
+    "stages": "give --stages.STAGE.FIELD VALUE, or write the stages into the config",
+}
+"""What is often given, from habit or because a file has it, and is no option."""

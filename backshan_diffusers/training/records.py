@@ -42,7 +42,7 @@ def write_record(folder: Path, values: dict) -> None:
     write_text(folder / FILE, text)
 
 
-def check_record(folder: Path, values: dict, steps_done: int | None) -> None:
+def check_record(folder: Path, values: dict, steps_done: int | None) -> list[dict]:
     """Refuse to go on with a stage that was begun with other values, unless these say `accept_changes`.
 
     Args:
@@ -50,6 +50,10 @@ def check_record(folder: Path, values: dict, steps_done: int | None) -> None:
         values: what it would be trained with now.
         steps_done: steps of its newest checkpoint, or None if the stage is finished. Until the learning rate begins
             to fall, `max_steps` may still change.
+
+    Returns:
+        What was accepted so far, from the first change on: the step after which it holds, as `step`, and as `before`
+        the values until then by their dotted names.
 
     Raises:
         ConfigError: naming the values that differ.
@@ -60,15 +64,18 @@ def check_record(folder: Path, values: dict, steps_done: int | None) -> None:
             raise ConfigError(
                 f"{folder} was trained without {FILE}, so with nobody knows what: give another output_dir."
             )
-        return
-    before, now = _flat(_read(path)), _flat(yaml.safe_load(yaml.safe_dump(values)))
-    changes = [
-        f"{name} {before.get(name)!r}, not {value!r}"
+        return []
+    recorded = _read(path)
+    before, now = _flat(recorded), _flat(yaml.safe_load(yaml.safe_dump(values)))
+    changed = {
+        name: before.get(name)
         for name, value in now.items()
         if value != before.get(name) and not _may_change(name, value, before.get(name), steps_done)
-    ]
-    if not changes:
-        return
+    }
+    accepted = recorded.get("accepted", []) if steps_done else []  # a stage that begins anew has no other steps
+    if not changed:
+        return accepted
+    changes = [f"{name} {value!r}, not {now[name]!r}" for name, value in changed.items()]
     found = f"{folder} was trained with {', and '.join(changes)}"
     if not values["accept_changes"]:
         raise ConfigError(
@@ -76,6 +83,7 @@ def check_record(folder: Path, values: dict, steps_done: int | None) -> None:
             " again, or go on from what is there with --accept_changes true."
         )
     logger.warning("%s: it goes on all the same, as accept_changes says.", found)
+    return [*accepted, {"step": steps_done, "before": changed}] if steps_done else []
 
 
 def _read(path: Path) -> dict:

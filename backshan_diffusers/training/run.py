@@ -22,12 +22,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from ..data import Pairs, PairsError, load_pairs
 from ..faces import FaceDetectorMissing
 from ..files import full_disk_in_words
-from ..folder_check import check_folder
+from ..folder_check import check_folder, model_around
 from ..objective import Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
 from .building import StageBuilder
-from .caching import PairArrays, cache_pairs
+from .caching import PairArrays, cache_pairs, rows_key
 from .checkpoints import checkpoint_steps
 from .config import NEEDED, ConfigError, TrainingConfig, check
 from .logs import append_row, csv_step, drop_later_lines
@@ -74,8 +74,8 @@ class TrainingRun(StageBuilder):
 
     Raises:
         ConfigError: if the tracker is not installed, this machine lacks something else that the config asks for,
-            accelerate was told to use an engine that is not supported, or pairs are to be compared with each other of
-            which a step has one.
+            accelerate was told to use an engine that is not supported, pairs are to be compared with each other of
+            which a step has one, or the output_dir lies in the folder of a pipeline or a model.
     """
 
     def __init__(self, config: TrainingConfig, previews: Previews | None = None):
@@ -83,6 +83,8 @@ class TrainingRun(StageBuilder):
         check_machine(config)
         super().__init__(config, _new_engine())
         self.previews = previews
+        if model := model_around(self.output_dir):
+            raise ConfigError(f"output_dir {self.output_dir} lies in {model}, which holds a model: give another one.")
         self._check_comparisons()
 
     def run(self) -> Path:
@@ -204,9 +206,10 @@ class TrainingRun(StageBuilder):
             return
         if self.accelerator.is_fsdp2:
             check_shardable(config)
-        check_record(folder, record, max(checkpoint_steps(folder), default=0))
         pipeline = self.start(source)
         rows, held_out_rows = self.pairs(pipeline.controlnet.config.image_size)
+        record["pairs_key"] = rows_key(rows)
+        record["accepted"] = check_record(folder, record, max(checkpoint_steps(folder), default=0))
         train, held_out = self._cached(rows, config.mask_face, tuple(config.focus())), self._cached(held_out_rows)
         self._check_outfits(train)
         folder.mkdir(parents=True, exist_ok=True)
