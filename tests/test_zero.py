@@ -1,4 +1,4 @@
-"""Two real processes on gloo, to each of which DeepSpeed leaves a half of the moments, against two that have them whole."""
+"""Two real processes on gloo, of whose moments DeepSpeed leaves each a half, against two that have them whole."""
 
 import os
 import shutil
@@ -8,35 +8,37 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType
+from safetensors.torch import load_file
 from test_sharding import ACCELERATE, SETTINGS, assert_close, files, log
 from tiny import tiny_config, tiny_pipeline
 
 from backshan_diffusers.training.config import ConfigError
 from backshan_diffusers.training.run import TrainingRun
+from backshan_diffusers.training.zero import check_engine
 
 pytestmark = pytest.mark.skipif(not find_spec("deepspeed"), reason="needs the extra deepspeed")
 
 
-def part_moments(whether: bool, **changed) -> None:
+def part_moments(whether: bool) -> None:
     """What `accelerate launch` does with deepspeed.yaml; but on a CPU only we can do it, not accelerate."""
     settings = yaml.safe_load((ACCELERATE / "deepspeed.yaml").read_text())["deepspeed_config"]
     kind = DistributedType.DEEPSPEED if whether else DistributedType.MULTI_CPU
     PartialState().distributed_type = AcceleratorState().distributed_type = kind
-    plugin = DeepSpeedPlugin(**settings | changed)
+    plugin = DeepSpeedPlugin(**settings)
     plugin.set_mixed_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
     plugin.select(_from_accelerator_state=True)
     AcceleratorState().deepspeed_plugins = plugin
 
 
-def train(folder: Path, parted: bool, **changed) -> None:
+def train(folder: Path, parted: bool) -> None:
     part_moments(parted)
     home = folder.parent
-    settings = {"cache_dir": str(home / "cache"), "base_model": str(home / "base"), **SETTINGS, **changed}
-    TrainingRun(tiny_config(folder, **settings)).run()
+    TrainingRun(tiny_config(folder, cache_dir=str(home / "cache"), base_model=str(home / "base"), **SETTINGS)).run()
 
 
 def process(home: Path) -> None:
@@ -44,6 +46,8 @@ def process(home: Path) -> None:
     engine = Accelerator()
     train(home / "whole", False)
     train(home / "parted", True)
+    if engine.mixed_precision != "no":
+        return engine.end_training()
     if engine.is_main_process:
         for name in ("parted", "whole"):
             run = shutil.copytree(home / name, home / f"{name} resumed")
@@ -54,7 +58,7 @@ def process(home: Path) -> None:
     train(home / "parted resumed", True)
     train(home / "parted resumed otherwise", False)
     train(home / "whole resumed otherwise", True)
-    engine.end_training()
+    return engine.end_training()
 
 
 def launch(home: Path, **environment: str) -> None:
@@ -90,6 +94,36 @@ def test_a_resumed_run_with_parted_moments_is_bit_identical(home):
     for path in files(whole):
         if path.suffix == ".safetensors" or path.name == "values.json":
             assert (resumed / path).read_bytes() == (whole / path).read_bytes(), path
+
+
+def test_in_half_precision_the_weights_stay_float32(home, tmp_path):
+    launch(tmp_path, ACCELERATE_MIXED_PRECISION="bf16")
+    for full, rounded, whole in zip(
+        *(log(f / "joint") for f in (home / "parted", tmp_path / "parted", tmp_path / "whole"))
+    ):
+        assert rounded["mse"] != full["mse"] and rounded["mse"] == pytest.approx(whole["mse"], rel=1e-3)
+    for name in ("model", "optimizer"):
+        parted, whole = (
+            load_file(tmp_path / kind / f"joint/checkpoint-4/{name}.safetensors") for kind in ("parted", "whole")
+        )
+        assert {name: each.dtype for name, each in parted.items()} == {
+            name: each.dtype for name, each in whole.items()
+        }
+        assert {each.dtype for each in parted.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("settings", [{"zero_stage": 3}, {"zero_stage": 2, "offload_optimizer_device": "cpu"}])
+def test_what_else_deepspeed_can_do_is_refused(monkeypatch, settings):
+    monkeypatch.setattr(Accelerator, "deepspeed_plugin", DeepSpeedPlugin(**settings))
+    with pytest.raises(ConfigError, match="give zero_stage: 2 and no offloading, as examples/.*deepspeed.yaml does"):
+        check_engine(Accelerator())
+
+
+def test_float16_is_refused(monkeypatch):
+    monkeypatch.setattr(Accelerator, "deepspeed_plugin", DeepSpeedPlugin(zero_stage=2))
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
+    with pytest.raises(ConfigError, match="mixed_precision fp16 does not go with DeepSpeed: give bf16"):
+        check_engine(Accelerator())
 
 
 if __name__ == "__main__":

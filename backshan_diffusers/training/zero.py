@@ -70,7 +70,7 @@ class PartedOptimizer:
         self.module, self.parted, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add the gradient of `loss`, whose graph began at `module`; with the `last` one of a step the sum is there."""
+        """Add the gradient of a loss that `module` gave; with the `last` one of a step the sum is there."""
         self.module.set_gradient_accumulation_boundary(last)
         self.module.backward(loss)
 
