@@ -98,18 +98,13 @@ def test_a_resumed_run_with_parted_moments_is_bit_identical(home):
 
 def test_in_half_precision_the_weights_stay_float32(home, tmp_path):
     launch(tmp_path, ACCELERATE_MIXED_PRECISION="bf16")
-    for full, rounded, whole in zip(
-        *(log(f / "joint") for f in (home / "parted", tmp_path / "parted", tmp_path / "whole"))
-    ):
-        assert rounded["mse"] != full["mse"] and rounded["mse"] == pytest.approx(whole["mse"], rel=1e-3)
+    parted, whole = tmp_path / "parted" / "joint", tmp_path / "whole" / "joint"
+    losses = [[line["mse"] for line in log(stage)] for stage in (parted, whole, home / "parted" / "joint")]
+    assert losses[0][0] == losses[1][0] != losses[2][0]  # later ones differ by what is rounded otherwise
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     for name in ("model", "optimizer"):
-        parted, whole = (
-            load_file(tmp_path / kind / f"joint/checkpoint-4/{name}.safetensors") for kind in ("parted", "whole")
-        )
-        assert {name: each.dtype for name, each in parted.items()} == {
-            name: each.dtype for name, each in whole.items()
-        }
-        assert {each.dtype for each in parted.values()} == {torch.float32}
+        tensors = load_file(parted / "checkpoint-4" / f"{name}.safetensors")
+        assert {each.dtype for each in tensors.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("settings", [{"zero_stage": 3}, {"zero_stage": 2, "offload_optimizer_device": "cpu"}])
