@@ -1,5 +1,6 @@
 """Two real processes on gloo, of whose moments DeepSpeed leaves each a half, against two that have them whole."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -39,6 +40,8 @@ def train(folder: Path, parted: bool) -> None:
     part_moments(parted)
     home = folder.parent
     TrainingRun(tiny_config(folder, cache_dir=str(home / "cache"), base_model=str(home / "base"), **SETTINGS)).run()
+    gc.collect()
+    assert not [each for each in gc.get_objects() if type(each).__name__ == "DeepSpeedEngine"]
 
 
 def process(home: Path) -> None:

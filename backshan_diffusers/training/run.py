@@ -212,6 +212,8 @@ class TrainingRun(StageBuilder):
             trainer.train(lambda step: self._validate(name, step, pipeline, held_out, masks, prompts))
         with trainer.averaged_weights():
             self._finish(name, module, trainer.shown, source, train, finished)
+        if trainer.parted:
+            trainer.parted.close()
         self.accelerator.wait_for_everyone()
 
     def make_room(self, pipeline: BackToFrontPipeline, module: StageModule) -> None:

@@ -87,6 +87,10 @@ class PartedOptimizer:
         """Move the weights, and forget the gradients."""
         self.module.step()
 
+    def close(self) -> None:
+        """Let go of all that this holds; DeepSpeed would keep it for as long as the process lives."""
+        self.module.destroy()
+
     def state_dict(self) -> dict[str, Any]:
         """What the optimizer would say of whole moments; on the first process alone with these moments in it."""
         groups, state = [], {}
