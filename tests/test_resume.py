@@ -324,7 +324,7 @@ def test_a_checkpoint_never_waits_for_its_validation(tmp_path):
     assert seen == [(2, []), (4, [2])]
 
 
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.MEGATRON_LM])
 def test_engines_whose_states_are_never_whole_are_refused(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(Accelerator, "distributed_type", kind)
     with pytest.raises(ConfigError, match=f"{kind.value} keeps models and optimizers in a way .*fsdp.yaml"):

@@ -22,8 +22,9 @@ from tiny import tiny_config, tiny_pipeline
 
 from backshan_diffusers import BackToFrontPipeline
 from backshan_diffusers.training.checkpoints import checkpoint_path, find_damage
-from backshan_diffusers.training.config import ModelSize
+from backshan_diffusers.training.config import ConfigError, ModelSize, TrainingConfig
 from backshan_diffusers.training.run import Previews, TrainingRun
+from backshan_diffusers.training.sharding import check_shardable
 from backshan_diffusers.training.trainer import StageTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -116,14 +117,24 @@ def home(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["cpu", "one-gpu", "ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["cpu", "one-gpu", "ddp", "deepspeed", "fsdp"])
 def test_accelerate_reads_the_configs_which_say_when_to_use_them(name):
     path = ACCELERATE / f"{name}.yaml"
     read = load_config_from_file(str(path))
-    assert read.num_processes == (2 if name in ("ddp", "fsdp") else 1) and read.use_cpu == (name == "cpu")
+    assert read.num_processes == (1 if name in ("cpu", "one-gpu") else 2) and read.use_cpu == (name == "cpu")
     assert read.fsdp_config.get("fsdp_version") == (2 if name == "fsdp" else None)
+    assert read.deepspeed_config.get("zero_stage") == (2 if name == "deepspeed" else None)
     assert path.read_text().startswith("# ")
     assert f"`{path.name}`" in TRAINING_PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_what_cannot_be_cut_up_is_refused(engine):
+    check_shardable(TrainingConfig("runs"), engine)
+    with pytest.raises(ConfigError, match=f"optimizer adamw8bit does not go with {engine}: give adamw, or launch DDP"):
+        check_shardable(TrainingConfig("runs", optimizer="adamw8bit", channels_last=False), engine)
+    with pytest.raises(ConfigError, match=f"unet_lora_rank does not go with {engine}, .*: launch DDP"):
+        check_shardable(TrainingConfig("runs", unet_lora_rank=4), engine)
 
 
 def log(stage: Path) -> list[dict]:

@@ -33,7 +33,7 @@ from .config import NEEDED, ConfigError, TrainingConfig, check
 from .logs import append_row, csv_step, drop_later_lines
 from .lora import save_lora
 from .records import check_record, write_record
-from .savings import check_machine, round_frozen
+from .savings import autocast, check_machine, round_frozen
 from .scratch import build_controlnet, build_pipeline
 from .sharding import check_shardable
 from .stages import StageModule
@@ -41,6 +41,7 @@ from .trackers import check_tracker, tracker_arguments, tracking
 from .trainer import StageTrainer
 from .validation import SHEET_ROWS, front_masks, generate, rebuild, score, write_sheet
 from .whitening import whiten_latents
+from .zero import check_engine
 
 WHITENED_PICTURES = 1024
 """Training fronts from which the statistics of the latents are taken."""
@@ -204,8 +205,8 @@ class TrainingRun(StageBuilder):
             check_record(folder, record, None)
             _check_finished(finished)
             return
-        if self.accelerator.is_fsdp2:
-            check_shardable(config)
+        if (kind := self.accelerator.distributed_type) in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            check_shardable(config, kind.value)
         pipeline = self.start(source)
         rows, held_out_rows = self.pairs(pipeline.controlnet.config.image_size)
         record["pairs_key"] = rows_key(rows)
@@ -233,6 +234,8 @@ class TrainingRun(StageBuilder):
             )
         with trainer.averaged_weights():
             self._finish(name, module, trainer.shown, source, train, finished)
+        if trainer.parted:
+            trainer.parted.close()
         self.accelerator.wait_for_everyone()
 
     def make_room(self, pipeline: BackToFrontPipeline, module: StageModule) -> None:
@@ -265,7 +268,7 @@ class TrainingRun(StageBuilder):
         """A sheet and the scores of the held-out pairs, with the averaged weights in place."""
         if not self.accelerator.is_main_process:
             return
-        with self.accelerator.autocast():  # models that do not learn are of another type than those that do
+        with autocast(self.accelerator):  # models that do not learn are of another type than those that do
             if name == "vae":
                 results = rebuild(pipeline.vae, pairs.fronts)
             else:
@@ -347,6 +350,8 @@ def _new_engine(**arguments) -> Accelerator:
     if engine.is_fsdp2:
         # Autocast chooses the precision of each operation, as on one device. FSDP by itself would round everything.
         engine.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    elif engine.distributed_type == DistributedType.DEEPSPEED:
+        check_engine(engine)
     elif engine.distributed_type in _SHARDING:
         raise ConfigError(
             f"{engine.distributed_type.value} keeps models and optimizers in a way that checkpoints cannot hold: use"
@@ -355,5 +360,5 @@ def _new_engine(**arguments) -> Accelerator:
     return engine
 
 
-_SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+_SHARDING = (DistributedType.FSDP, DistributedType.MEGATRON_LM)
 """Of these, FSDP only in its first version."""

@@ -70,6 +70,15 @@ def check_machine(config: TrainingConfig) -> None:
     )
 
 
+def autocast(accelerator: Accelerator) -> torch.autocast:
+    """Within, each operation computes in the engine's precision or in float32, as suits it.
+
+    accelerate's own does nothing under DeepSpeed, which would see to the step alone.
+    """
+    half = HALF_TYPES.get(accelerator.mixed_precision)
+    return torch.autocast(accelerator.device.type, half, enabled=half is not None)
+
+
 def round_frozen(model: nn.Module, accelerator: Accelerator) -> None:
     """Keep what does not learn of a model in the type that the engine computes in.
 

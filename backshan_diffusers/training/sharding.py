@@ -22,17 +22,23 @@ from .config import TrainingConfig, check
 from .stages import learning
 
 
-def check_shardable(config: TrainingConfig) -> None:
+def check_shardable(config: TrainingConfig, engine: str) -> None:
     """Refuse what cannot be cut up.
+
+    Args:
+        config: of a stage.
+        engine: the name of what would cut.
 
     Raises:
         ConfigError: naming it.
     """
     check(
-        config.unet_lora_rank is None, "unet_lora_rank does not go with FSDP, which cuts up whole models: launch DDP."
+        config.unet_lora_rank is None,
+        f"unet_lora_rank does not go with {engine}, which cuts up whole models: launch DDP.",
     )
     check(
-        config.optimizer == "adamw", f"optimizer {config.optimizer} does not go with FSDP: give adamw, or launch DDP."
+        config.optimizer == "adamw",
+        f"optimizer {config.optimizer} does not go with {engine}: give adamw, or launch DDP.",
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedType, broadcast
 from torch.distributed.fsdp import register_fsdp_forward_method
 from tqdm.auto import tqdm
 
@@ -21,9 +21,10 @@ from .checkpoints import checkpoint_path, clear_leftovers, load_checkpoint, newe
 from .config import ConfigError, TrainingConfig
 from .logs import append_line, drop_later_lines, json_step, peak_memory
 from .probes import doubt, probe_stage
-from .savings import AveragedWeights, compile_blocks, new_optimizer, round_frozen, save_activations
+from .savings import AveragedWeights, autocast, compile_blocks, new_optimizer, round_frozen, save_activations
 from .sharding import Whole, averaged_copies, put_together, whole_copies
 from .stages import Batch, StageModule, Terms, learning
+from .zero import PartedOptimizer
 
 _logger = logging.getLogger(__name__)
 
@@ -94,7 +95,9 @@ class StageTrainer:
         for model in module.frozen.values():
             round_frozen(model.to(accelerator.device), accelerator)
         self.shown = whole_copies(self.models) if accelerator.is_fsdp2 else self.models
-        if config.channels_last and not accelerator.is_fsdp2:  # which cuts up no such weights
+        self.parted = None
+        is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if config.channels_last and not (accelerator.is_fsdp2 or is_deepspeed):  # which cut up no such weights
             for model in module.models():
                 model.to(memory_format=torch.channels_last)
         if config.gradient_checkpointing:
@@ -102,14 +105,18 @@ class StageTrainer:
         if config.compile != "none":
             compile_blocks(module, config.compile)
         # The schedule counts steps of the run. Left to accelerate, it would advance once for each process.
-        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        if is_deepspeed:
+            self.parted = PartedOptimizer(module, optimizer, accelerator)
+            self.module, self.optimizer = self.parted.module, optimizer
+        else:
+            self.module, self.optimizer = accelerator.prepare(module, optimizer)
         for method in ("compare", "probe"):
             register_fsdp_forward_method(self.module, method)  # if it is cut up, it is put together for this too
         self.schedule = schedule
         self.averages = {
             name: AveragedWeights(learning(model), config.ema_decay) for name, model in self.models.items()
         }
-        self.states = {"model": module, "optimizer": self.optimizer, "schedule": schedule}
+        self.states = {"model": module, "optimizer": self.parted or self.optimizer, "schedule": schedule}
         self.states |= {f"average_{name}": average for name, average in self.averages.items()}
         if accelerator.scaler is not None:
             self.states["scaler"] = accelerator.scaler
@@ -204,13 +211,17 @@ class StageTrainer:
         terms, items = self._accumulate()
         # Once for all models: they share the optimizer, whose gradients may be unscaled only once.
         self.accelerator.unscale_gradients(self.optimizer)
+        clip = self.parted.clip if self.parted else torch.nn.utils.clip_grad_norm_
         for name, model in self.models.items():
-            norm = put_together(torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm))
+            norm = put_together(clip(learning(model), self.config.max_grad_norm))
             if self.accelerator.scaler is None:  # a loss scaler skips such a step by itself
                 self._check_finite(f"gradient norm of the {name}", norm, items)
             terms[f"grad_norm_{name}"] = norm
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.parted:
+            self.parted.step()
+        else:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         if self.accelerator.optimizer_step_was_skipped:
             self._check_scale(items)
@@ -227,7 +238,7 @@ class StageTrainer:
     def _probe(self) -> Terms:
         """What is measured before this step on its first micro-batch, by every process, and changes nothing."""
         self._seed_dropout()
-        with self.accelerator.autocast():
+        with autocast(self.accelerator):
             return probe_stage(self.accelerator.unwrap_model(self.module), next(self._batches()))
 
     def _batches(self) -> Iterator[Batch]:
@@ -247,16 +258,20 @@ class StageTrainer:
         """Leave the gradient of the micro-batches' mean loss in the weights; returns the mean terms and the items."""
         parts, whole = self.config.gradient_accumulation_steps, []
         if self.config.cached_contrast:
-            with self.accelerator.autocast():
+            with autocast(self.accelerator):
                 whole = self.accelerator.unwrap_model(self.module).compare(self._batches())
         made, items = [], []
         for part, batch in enumerate(self._batches()):
             together = (whole[part], parts) if whole else ()
-            with nullcontext() if part == parts - 1 else self.accelerator.no_sync(self.module):
-                with self.accelerator.autocast():
+            last = part == parts - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.module):
+                with autocast(self.accelerator):
                     terms = self.module(batch, *together)
                 self._check_finite("loss", terms["loss"], batch["items"])
-                self.accelerator.backward(terms["loss"] / parts)
+                if self.parted:
+                    self.parted.backward(terms["loss"] / parts, last)
+                else:
+                    self.accelerator.backward(terms["loss"] / parts)
             made.append({name: term.detach() for name, term in terms.items()})
             items.append(batch["items"])
         return {name: torch.stack([terms[name] for terms in made]).mean() for name in made[0]}, torch.cat(items)
