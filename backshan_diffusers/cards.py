@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from .data import DRAWN
+from .repo_ids import may_be_repo_id
 
 PACKAGE = Path(__file__).parent
 MARK = "Written by backshan_diffusers at each push. Remove this line to keep a card of your own."
@@ -154,10 +155,9 @@ def _without_places(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _repo_or_none(value: Any) -> str | None:
-    """`value` if it is a repository's id and no folder here."""
-    is_id = isinstance(value, str) and value.count("/") == 1 and all(value.split("/")) and value[0] not in "./~"
-    return value if is_id and not os.path.exists(value) else None
+def _repo_or_none(value: str | None) -> str | None:
+    """`value` if it may be a repository's id and is no folder here."""
+    return value if value is not None and may_be_repo_id(value) and not os.path.exists(value) else None
 
 
 def _from_nothing(record: Mapping[str, Any]) -> bool:

@@ -54,6 +54,7 @@ from .data.tables import masks_of, write_tables
 from .files import full_disk_in_words
 from .folder_check import ADAPTERS, INDEX, PICKLES, check_folder, components, records_conditioning, without_origin
 from .remote_code import sources
+from .repo_ids import may_be_repo_id
 
 logger = logging.getLogger(__name__)
 
@@ -131,10 +132,10 @@ def find_model(name: str) -> Model:
     if name == "mini" and not os.path.isfile(os.path.join(name, INDEX)):
         return Model(Path(MINI), "the embedded mini", True)
     if os.path.isdir(name):
-        return Model(Path(name), f"the folder {name}", name == "mini" or _may_be_repo_id(name))
+        return Model(Path(name), f"the folder {name}", name == "mini" or may_be_repo_id(name))
     if os.path.isfile(name):
         raise HubError(f"{name} is a file: give the folder of a saved pipeline, a Hub repo id, or mini.")
-    if not _may_be_repo_id(name):
+    if not may_be_repo_id(name):
         raise HubError(
             f"the model folder {name} does not exist: give the folder of a saved pipeline, a Hub repo id, or mini."
         )
@@ -525,14 +526,6 @@ def check_repo_id(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise HubError(f"{repo_id!r} is no id of a repository: give one as owner/name.") from error
-
-
-def _may_be_repo_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name
 
 
 def _persistently(attempt: Callable[[], Result], repo_id: str, revision: str | None) -> Result:

@@ -110,6 +110,7 @@ def test_a_controlnet_of_other_latents_is_refused(public, tmp_path):
         "/pipeline",
         "here/pipeline",
         "a--b/pipeline",
+        "pipeline",
     ],
 )
 def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(public, tmp_path, monkeypatch, field, name):
@@ -123,9 +124,7 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(public, tmp_pat
     )
 
 
-@pytest.mark.parametrize(
-    ("base", "controlnet"), [("nobody/nothing", None), ("nothing", None), (None, "nobody/nothing")]
-)
+@pytest.mark.parametrize(("base", "controlnet"), [("nobody/nothing", None), (None, "nobody/nothing")])
 def test_what_may_be_a_repo_id_is_looked_for_on_the_hub(public, tmp_path, monkeypatch, base, controlnet):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="^the base_model .*nothing cannot be used: ") as refused:

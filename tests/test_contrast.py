@@ -1,7 +1,5 @@
 """The contrastive term over several micro-batches and several processes against one large batch."""
 
-import os
-import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from test_stages import MID, control_batch, control_stage
+from two_processes import launch
 
 from backshan_diffusers.objective import PRESETS, SMALLEST_TEMPERATURE
 from backshan_diffusers.training.contrast import ComparisonHead, compare
@@ -111,9 +110,7 @@ def test_slopes_too_small_for_half_precision_reach_the_features():
 
 def test_two_processes_equal_one_batch(tmp_path):
     """Through a real DistributedDataParallel on gloo, with and without micro-batches."""
-    environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    subprocess.run([*command, str(tmp_path)], check=True, env=os.environ | environment, timeout=300)
+    launch(__file__, tmp_path)
     ours = load_file(tmp_path / "gradients.safetensors")
     assert len(ours) == 3 * len(OBJECTIVES)
     for name in OBJECTIVES:

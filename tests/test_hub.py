@@ -578,7 +578,7 @@ def with_records(model: Path, **record) -> Path:
 
 @pytest.mark.parametrize(("before", "licence"), [({"source": "folder"}, "other"), ({"seed": 4}, "apache-2.0")])
 def test_a_card_says_what_the_first_steps_were_trained_with(server, clients, model, before, licence):
-    accepted = [{"step": 3, "before": before | {"source_path": "/home/anna/photos"}}]
+    accepted = [{"step": 3, "before": before | {"source_path": "anna/photos/2026"}}]
     clients.run(PUSH, with_records(model, accepted=accepted), "org/changed").checked()
     files = server.files("org/changed")
     card = ModelCard(files["README.md"].decode())

@@ -44,19 +44,21 @@ def test_what_makes_no_whole_group_is_left_out_another_time_in_every_epoch():
     assert set(np.concatenate(shown)) == set(range(42))
 
 
-def test_batches_hold_whole_groups_in_every_epoch():
-    kind = np.arange(18) // 4
-    order, sampler = LikenessOrder(kind[:16, None].astype(float), 4), StepSampler(0, "joint")
-    ragged = LikenessOrder(np.append(kind[:16], [90, 99])[:, None].astype(float), 4)
-    for each in (order, ragged):
-        batches = [each_kind(sampler.indices(step, 4, each)) for step in range(4 * each.total // 4)]
-        assert np.mean(batches) > 0.7
+def test_no_group_straddles_two_batches_in_any_epoch():
+    """Twenty items in batches of eight: every third batch has the end of an epoch and the beginning of the next."""
+    kind = np.arange(20) // 4
+    order, sampler = LikenessOrder(kind[:, None].astype(float), 4), StepSampler(0, "joint")
+    shown = np.stack([sampler.indices(step, 8, order) for step in range(10)]).reshape(-1, 4)
+    assert all(len(set(kind[run])) == 1 for run in shown)
+    for epoch in shown.reshape(4, 20):
+        assert sorted(epoch) == list(range(20))
 
 
-def each_kind(items: np.ndarray) -> float:
-    """Whether the first sixteen items of a batch are of one kind."""
-    kinds = items[items < 16] // 4
-    return float(len(set(kinds)) <= 1)
+def test_no_item_comes_twice_in_an_epoch_that_leaves_some_out():
+    order, sampler = LikenessOrder(clusters(42)[0], 4), StepSampler(0, "joint")
+    for epoch in range(3):
+        batches = [sampler.indices(step, 4, order) for step in range(10 * epoch, 10 * epoch + 10)]
+        assert len(set(np.concatenate(batches))) == 40
 
 
 def test_the_more_labels_are_shared_the_more_alike():

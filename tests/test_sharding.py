@@ -1,9 +1,6 @@
 """Two real processes on gloo, of whose models FSDP leaves each a half, against two that have the whole of them."""
 
-import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +16,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from test_stages import MID, control_stage
 from tiny import tiny_config, tiny_pipeline
+from two_processes import assert_bit_identical, assert_close, launch, turn_back
 
 from backshan_diffusers import BackToFrontPipeline
 from backshan_diffusers.training.checkpoints import checkpoint_path, find_damage
@@ -46,18 +44,6 @@ SETTINGS = {
     "max_grad_norm": 0.05,
     "validation_pairs": 1,
 }
-
-
-UNLIKE = (
-    "stage",
-    "doubt",
-    "images_per_second",
-    "peak_memory_mib",
-    "grad_norm_mse",
-    "grad_norm_contrast",
-    "grad_norm_ratio",
-)
-"""What is no number, what no two runs have in common, and what is not probed of cut-up models."""
 
 
 def cut_models_up(whether: bool) -> None:
@@ -92,11 +78,8 @@ def process(home: Path) -> None:
     train(home / "whole", False)
     train(home / "cut", True, Previews(1, write_preview))
     if engine.is_main_process:
-        for name in ("cut", "whole"):
-            run = shutil.copytree(home / name, home / f"{name} resumed")
-            shutil.rmtree(run / "joint" / "pipeline")
-            shutil.rmtree(run / "joint" / "checkpoint-4")
-            shutil.copytree(run, home / f"{name} resumed otherwise")
+        turn_back(home / "cut")
+        turn_back(home / "whole")
     engine.wait_for_everyone()
     train(home / "cut resumed", True)
     train(home / "cut resumed otherwise", False)
@@ -108,12 +91,7 @@ def process(home: Path) -> None:
 def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     tiny_pipeline().save_pretrained(folder / "base")
-    environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    done = subprocess.run(
-        [*command, str(folder)], capture_output=True, text=True, env=os.environ | environment, timeout=900
-    )
-    assert done.returncode == 0, done.stderr
+    launch(__file__, folder)
     return folder
 
 
@@ -137,26 +115,6 @@ def test_what_cannot_be_cut_up_is_refused(engine):
         check_shardable(TrainingConfig("runs", unet_lora_rank=4), engine)
 
 
-def log(stage: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in UNLIKE} for line in lines]
-
-
-def files(stage: Path) -> list[Path]:
-    return sorted(path.relative_to(stage) for path in stage.rglob("*") if path.suffix in (".safetensors", ".json"))
-
-
-def assert_close(stage: Path, other: Path) -> None:
-    """Equal but for the order in which sums are taken: losses, norms, weights, moments, averages."""
-    assert len(log(stage)) == len(log(other))
-    for ours, theirs in zip(log(stage), log(other), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=2e-6)
-    assert files(stage) == files(other)
-    for path in files(stage):
-        if path.suffix == ".safetensors":
-            torch.testing.assert_close(load_file(stage / path), load_file(other / path), rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize("stage", ["vae", "joint"])
 @pytest.mark.parametrize("name", ["cut", "cut resumed otherwise", "whole resumed otherwise"])
 def test_cut_up_models_learn_what_whole_ones_do(home, name, stage):
@@ -165,12 +123,7 @@ def test_cut_up_models_learn_what_whole_ones_do(home, name, stage):
 
 
 def test_a_resumed_run_of_cut_up_models_is_bit_identical(home):
-    resumed, whole = home / "cut resumed" / "joint", home / "cut" / "joint"
-    assert log(resumed) == log(whole) and len(log(whole)) == 4
-    assert files(resumed) == files(whole)
-    for path in files(whole):
-        if path.suffix == ".safetensors" or path.name == "values.json":
-            assert (resumed / path).read_bytes() == (whole / path).read_bytes(), path
+    assert_bit_identical(home / "cut resumed" / "joint", home / "cut" / "joint")
 
 
 def test_cut_up_models_are_validated_and_saved_whole(home):

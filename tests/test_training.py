@@ -3,9 +3,6 @@
 import copy
 import csv
 import json
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -20,6 +17,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY, pair_arrays, prior_batch, step_pairs, tiny_config, tiny_pipeline, tiny_prior
+from two_processes import launch
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
 from backshan_diffusers.conditioning import CONDITIONINGS
@@ -774,20 +772,10 @@ def test_two_processes_train_one_model(tmp_path):
     path = tmp_path / "c.yaml"
     shared = SMOKE.read_text() + "\nstages: {vae: {}, prior: {}}\n"
     path.write_text(shared)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [
-        str(ROOT / "examples" / "train_backshan.py"),
-        "--config",
-        str(path),
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
-    command += ["--max_steps", "2", "--train_pairs", "8", "--validation_pairs", "1", "--batch_size", "2"]
-    command += ["--report_to", "none"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("The finished pipeline is in") == 1
+    script = ROOT / "examples" / "train_backshan.py"
+    shortened = ["--max_steps", "2", "--train_pairs", "8", "--validation_pairs", "1", "--batch_size", "2"]
+    printed = launch(script, "--config", path, "--output_dir", tmp_path / "run", *shortened, "--report_to", "none")
+    assert printed.count("The finished pipeline is in") == 1
     lines = (tmp_path / "run" / "prior" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     assert "processes: 2" in (tmp_path / "run" / "prior" / "training_config.yaml").read_text()

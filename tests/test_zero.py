@@ -2,8 +2,6 @@
 
 import gc
 import os
-import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +13,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from safetensors.torch import load_file
-from test_sharding import ACCELERATE, SETTINGS, assert_close, files, log
+from test_sharding import ACCELERATE, SETTINGS
 from tiny import tiny_config, tiny_pipeline
+from two_processes import assert_bit_identical, assert_close, launch, log, turn_back
 
 from backshan_diffusers.training.config import ConfigError
 from backshan_diffusers.training.run import TrainingRun
@@ -52,11 +51,8 @@ def process(home: Path) -> None:
     if engine.mixed_precision != "no":
         return engine.end_training()
     if engine.is_main_process:
-        for name in ("parted", "whole"):
-            run = shutil.copytree(home / name, home / f"{name} resumed")
-            shutil.rmtree(run / "joint" / "pipeline")
-            shutil.rmtree(run / "joint" / "checkpoint-4")
-            shutil.copytree(run, home / f"{name} resumed otherwise")
+        turn_back(home / "parted")
+        turn_back(home / "whole")
     engine.wait_for_everyone()
     train(home / "parted resumed", True)
     train(home / "parted resumed otherwise", False)
@@ -64,22 +60,16 @@ def process(home: Path) -> None:
     return engine.end_training()
 
 
-def launch(home: Path, **environment: str) -> None:
+def launch_with_deepspeed(home: Path, **environment: str) -> None:
     """Two processes of this file."""
-    environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     tiny_pipeline().save_pretrained(home / "base")
-    done = subprocess.run(
-        [*command, str(home)], capture_output=True, text=True, env=os.environ | environment, timeout=900
-    )
-    assert done.returncode == 0, done.stderr
+    launch(__file__, home, DS_ACCELERATOR="cpu", **environment)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    launch(folder)
+    launch_with_deepspeed(folder)
     return folder
 
 
@@ -91,16 +81,11 @@ def test_parted_moments_move_weights_as_whole_ones_do(home, name, stage):
 
 
 def test_a_resumed_run_with_parted_moments_is_bit_identical(home):
-    resumed, whole = home / "parted resumed" / "joint", home / "parted" / "joint"
-    assert log(resumed) == log(whole) and len(log(whole)) == 4
-    assert files(resumed) == files(whole)
-    for path in files(whole):
-        if path.suffix == ".safetensors" or path.name == "values.json":
-            assert (resumed / path).read_bytes() == (whole / path).read_bytes(), path
+    assert_bit_identical(home / "parted resumed" / "joint", home / "parted" / "joint")
 
 
 def test_in_half_precision_the_weights_stay_float32(home, tmp_path):
-    launch(tmp_path, ACCELERATE_MIXED_PRECISION="bf16")
+    launch_with_deepspeed(tmp_path, ACCELERATE_MIXED_PRECISION="bf16")
     parted, whole = tmp_path / "parted" / "joint", tmp_path / "whole" / "joint"
     losses = [[line["mse"] for line in log(stage)] for stage in (parted, whole, home / "parted" / "joint")]
     assert losses[0][0] == losses[1][0] != losses[2][0]  # later ones differ by what is rounded otherwise

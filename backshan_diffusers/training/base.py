@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers import CLIPTextModel
 
 from ..folder_check import ADAPTERS, check_folder, records_conditioning
 from ..models import BackshanControlNetModel
 from ..pipelines import BackToFrontPipeline
+from ..repo_ids import may_be_repo_id
 from .config import ConfigError, check
 from .scratch import seeded
 
@@ -71,15 +70,8 @@ def open_base(name: str, seed: int, controlnet: str | None = None, **recorded) -
 def _check_place(field: str, name: str) -> None:
     """Refuse a folder that is not there, for which the Hub would be asked in vain."""
     place = Path(name)
-    if place.is_dir():
-        return
-    try:
-        validate_repo_id(name)
-        is_repo_id = place.parent == Path() or not place.parent.exists()
-    except HFValidationError:
-        is_repo_id = False
     check(
-        is_repo_id,
+        place.is_dir() or (may_be_repo_id(name) and not place.parent.exists()),
         f"the {field} {name} is no folder: run the config that writes it first, or give another {field}.",
     )
 

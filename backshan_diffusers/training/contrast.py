@@ -112,6 +112,6 @@ def compare(
     slopes = torch.autograd.grad(terms["contrastive"], everywhere + ([] if tau is None else [tau]))
     return Comparison(
         {name: term.detach() for name, term in terms.items()},
-        [slope[mine] for slope, _ in zip(slopes, features)],
+        [slope[mine] for slope in slopes[: len(features)]],
         None if tau is None else slopes[-1],
     )
