@@ -21,6 +21,9 @@ NEEDED = ("vae", "text_encoder", "tokenizer", "unet", "controlnet", "scheduler")
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """Either will do; without one, transformers makes a tokenizer that knows no word."""
 
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
+"""What the schedulers of diffusers know, each some of them; what is wrong here would be found in the first step."""
+
 LONGEST_PROMPT = 1_000_000
 """Tokens; transformers writes 10^30 where nobody has said how many."""
 
@@ -135,6 +138,11 @@ def _check_component(folder: Path, safetensors_only: bool) -> None:
         _require(folder / "config.json")
     if folder.name == "scheduler":
         _require(folder / "scheduler_config.json")
+        predicts = _read(folder / "scheduler_config.json").get("prediction_type", PREDICTION_TYPES[0])
+        if predicts not in PREDICTION_TYPES:
+            raise OSError(
+                f"{folder / 'scheduler_config.json'} is damaged (its prediction_type is {predicts!r}): {REMEDY}"
+            )
     if folder.name == "tokenizer":
         _require(folder / "tokenizer_config.json")
         if not any(all((folder / name).is_file() for name in names) for names in VOCABULARIES):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
@@ -26,6 +27,9 @@ MINIMUM_SIDE = 16
 
 MAXIMUM_ELONGATION = 8
 """Longer side divided by shorter side above which a picture is refused."""
+
+BAND_PIXELS = 2**20
+"""Pixels that are converted at a time, so that beside a large picture nothing large is in memory but its copy."""
 
 WHITE = (255, 255, 255)
 
@@ -151,7 +155,7 @@ def _decode(image: PIL.Image.Image, name: Any) -> PIL.Image.Image:
             # notes about palettes, EXIF and TIFF tags: nothing that a caller could act on
             warnings.simplefilter("ignore")
             image.load()
-            return _to_rgb(PIL.ImageOps.exif_transpose(image), name)
+            return _upright(_to_rgb(image, name), image.getexif())
     except PictureError:
         raise
     except PIL.Image.DecompressionBombError as error:
@@ -163,24 +167,40 @@ def _decode(image: PIL.Image.Image, name: Any) -> PIL.Image.Image:
         raise PictureError(f"{name} is damaged ({error}): copy or download the picture again.") from error
 
 
+def _upright(picture: PIL.Image.Image, exif: PIL.Image.Exif) -> PIL.Image.Image:
+    """The picture, rotated as the EXIF of what it was made from says."""
+    orientation = PIL.ExifTags.Base.Orientation
+    if orientation in exif:
+        picture.getexif()[orientation] = exif[orientation]
+        PIL.ImageOps.exif_transpose(picture, in_place=True)
+        picture.getexif().clear()
+    return picture
+
+
 def _to_rgb(image: PIL.Image.Image, name: Any) -> PIL.Image.Image:
+    if image.mode == "F":
+        return _from_array(np.asarray(image), name)
+    picture, rows = PIL.Image.new("RGB", image.size), max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        picture.paste(_band_to_rgb(band), (0, top))
+    return picture
+
+
+def _band_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image)
         grey = _eight_bit(values.clip(0, 65535).astype(np.uint16))
         if isinstance(image.info.get("transparency"), int):
             grey = np.where(values == image.info["transparency"], 255, grey).astype(np.uint8)
         return PIL.Image.fromarray(grey).convert("RGB")
-    if image.mode == "F":
-        return _from_array(np.asarray(image), name)
     if image.mode == "La":
         image = image.convert("LA")  # the only way out of premultiplied grey
     if image.has_transparency_data:
         canvas = PIL.Image.new("RGBA", image.size, WHITE + (255,))
         canvas.alpha_composite(image.convert("RGBA"))
         image = canvas
-    picture = image.convert("RGB")
-    picture.info = {}  # what is read is upright and opaque: no stale EXIF, profile or transparency travels on
-    return picture
+    return image.convert("RGB")
 
 
 def _eight_bit(values: np.ndarray) -> np.ndarray:

@@ -518,6 +518,8 @@ def test_unusual_pictures_are_read(run, drawn_backs, pipeline):
         (("anna.png", "-o", "/proc/fronts"), ["/proc/fronts"]),
         (("anna.png", "-o", "anna.png/"), ["the folder anna.png", "Not a directory"]),
         (("anna.png", "-o", ""), ["--out is empty"]),
+        (("anna.png", "-o", "http://a.b/x.png"), ["is an address", "give a folder"]),
+        (("anna.png", "-o", ".png"), ["a suffix without a name", "give a folder"]),
         (("anna.png", "-o", "x" * 300), ["x" * 300, "is too long"]),
         (("anna.png", "-o", "x" * 300 + ".png"), ["x" * 300, "is too long"]),
         (("anna.png", "-o", "new/" + "x" * 300), ["x" * 300, "is too long"]),

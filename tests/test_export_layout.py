@@ -217,6 +217,13 @@ def test_only_what_was_exported_before_is_replaced(tiny_is_loadable, tmp_path):
         assert file.metadata()["model"] == "later"
 
 
+def test_what_a_killed_export_left_unfinished_is_cleared_by_the_next(tiny_is_loadable, tmp_path):
+    target, left = tmp_path / "x.safetensors", tmp_path / ".unfinished-00ff00ff"
+    left.touch()
+    export_controlnet(tiny_controlnet(), target, ORIGIN)
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
 def test_a_full_disk_leaves_what_was_there(tiny_is_loadable, tiny_folder, tmp_path, monkeypatch, capsys):
     target = tmp_path / "x.safetensors"
     export_controlnet(tiny_controlnet(), target, ORIGIN)

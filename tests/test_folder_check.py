@@ -125,6 +125,15 @@ def test_a_tokenizer_has_to_say_how_long_a_prompt_is(folder):
         assert refused(folder, f"tokenizer_config.json is damaged (its model_max_length is {length!r})")
 
 
+def test_a_scheduler_has_to_know_what_the_unet_predicts(folder):
+    file = folder / "scheduler" / "scheduler_config.json"
+    for name in ("epsilon", "v_prediction", "sample", "flow_prediction"):
+        edit(file, prediction_type=name)
+        check_folder(folder, (), True)
+    edit(file, prediction_type="noise")
+    assert refused(folder, "scheduler_config.json is damaged (its prediction_type is 'noise')")
+
+
 def test_a_component_that_does_not_fit_together_is_found(folder):
     assert find_damage(folder) is None
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -230,19 +231,40 @@ def test_large_jpeg_is_decoded_at_a_fraction(tmp_path):
     assert np.abs(read(tmp_path / "large.jpg", enough_pixels=200)[10, 10].astype(int) - [255, 0, 0]).max() < 12
 
 
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from /proc")
+
+
+def mebibytes_to_read(path: Path) -> float:
+    """By how much a process grows that puts a picture on a square. Its `ru_maxrss` would begin with its parent's."""
+    script = (
+        "import re, sys; from pathlib import Path\n"
+        "from backshan_diffusers.pictures import Letterbox, load_picture\n"
+        "def peak(): return int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        "before = peak(); picture = load_picture(sys.argv[1], enough_pixels=512)\n"
+        "square = Letterbox(picture.size, 128).apply(picture); assert square.size == (128, 128)\n"
+        "print((peak() - before) / 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+@needs_proc
 def test_panorama_in_bounded_memory(tmp_path):
     PIL.Image.new("RGB", (20_000, 4_000), (120, 60, 30)).save(tmp_path / "panorama.jpg")
-    script = (
-        "import resource, sys; from backshan_diffusers.pictures import Letterbox, load_picture\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "picture = load_picture(sys.argv[1], enough_pixels=512); assert picture.size == (2500, 500), picture.size\n"
-        "square = Letterbox(picture.size, 128).apply(picture); assert square.size == (128, 128)\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "panorama.jpg")], capture_output=True, text=True, check=True
-    )
-    assert float(done.stdout) < 60, "MiB for a picture of 229 MiB"
+    assert load_picture(tmp_path / "panorama.jpg", enough_pixels=512).size == (2500, 500)
+    assert mebibytes_to_read(tmp_path / "panorama.jpg") < 60, "for a picture of 229 MiB"
+
+
+@needs_proc
+def test_of_a_large_picture_there_is_one_copy(tmp_path):
+    """Of 61 MiB as it is read and 244 MiB as RGB; what lies between them is made in bands."""
+    large = PIL.Image.new("P", (8000, 8000), 3)
+    large.putpalette([value for value in range(256) for _ in range(3)])
+    large.paste(200, (0, 7990, 8000, 8000))
+    large.save(tmp_path / "large.png", transparency=3)
+    picture = load_picture(tmp_path / "large.png")
+    assert picture.getpixel((7999, 7989)) == (255, 255, 255) and picture.getpixel((0, 7990)) == (200, 200, 200)
+    assert mebibytes_to_read(tmp_path / "large.png") < 340
 
 
 # what is refused

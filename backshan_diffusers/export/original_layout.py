@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..conditioning import CHANNELS_PER_PART
-from ..files import complete_file, full_disk_in_words
+from ..files import clear_unfinished, complete_file, full_disk_in_words
 from ..folder_check import INDEX, check_controlnet
 from ..models import BackshanControlNetModel
 from ..models.controlnet_backshan import OWN_ARGUMENTS
@@ -82,6 +82,7 @@ def export_controlnet(controlnet: BackshanControlNetModel, target: Path, origin:
     metadata = {name: str(value) for name, value in (origin | recorded).items()}
     with full_disk_in_words(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(target.parent)
         with complete_file(target) as pending:
             save_file(renamed, pending, {"format": "pt"} | metadata)
 
