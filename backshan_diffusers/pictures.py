@@ -6,7 +6,7 @@ sentence.
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
 import PIL.ImageOps
 import PIL.PngImagePlugin
 
@@ -322,70 +320,6 @@ def border_colour(picture: PIL.Image.Image) -> tuple[int, int, int]:
     inside[1:-1, 1:-1] = True
     red, green, blue = np.median(pixels[~inside], axis=0).round().astype(int).tolist()
     return red, green, blue
-
-
-def picture_sheet(
-    rows: Sequence[Sequence[PIL.Image.Image | None]],
-    titles: Sequence[str] | None = None,
-    cell_side: int | None = None,
-    gap: int = 4,
-    captions: Sequence[str] | None = None,
-) -> PIL.Image.Image:
-    """Pictures side by side on white.
-
-    Args:
-        rows: rows of RGB pictures of any size; `None` leaves a cell empty, and rows may differ in length.
-        titles: one short text over each column.
-        cell_side: pictures are resized to fit in squares of this side in px; by default each keeps its size.
-        gap: white space between and around the pictures, in px.
-        captions: one text under each row, cut where it is wider than the sheet.
-
-    Returns:
-        `PIL.Image.Image`: mode `RGB`; each column is as wide and each row as high as its largest picture.
-    """
-    if cell_side is not None:
-        rows = [[cell and PIL.ImageOps.contain(cell, (cell_side, cell_side)) for cell in row] for row in rows]
-    if not any(cell for row in rows for cell in row):
-        raise ValueError("a sheet needs at least one picture: give rows that are not empty.")
-    columns = max(len(row) for row in rows)
-    if titles is not None and len(titles) != columns:
-        raise ValueError(f"the sheet has {columns} columns: give as many titles, not {len(titles)}.")
-    if captions is not None and len(captions) != len(rows):
-        raise ValueError(f"the sheet has {len(rows)} rows: give as many captions, not {len(captions)}.")
-    widths = [max((row[i].width for row in rows if i < len(row) and row[i]), default=0) for i in range(columns)]
-    heights = [max((cell.height for cell in row if cell), default=0) for row in rows]
-
-    font = PIL.ImageFont.load_default(size=min(16, max(9, max(widths) // 8)))
-    line_height = sum(font.getmetrics()) + gap
-    title_height, caption_height = line_height * (titles is not None), line_height * (captions is not None)
-    height = sum(heights) + gap * (len(rows) + 1) + title_height + caption_height * len(rows)
-    size = (sum(widths) + gap * (columns + 1), height)
-    sheet = PIL.Image.new("RGB", size, WHITE)
-    lefts = [gap + sum(widths[:i]) + gap * i for i in range(columns)]
-    for title, left, width in zip(titles or (), lefts, widths):
-        PIL.ImageDraw.Draw(sheet).text((left + width / 2, gap), title, fill="black", font=font, anchor="ma")
-    top = gap + title_height
-    for row, height, caption in zip(rows, heights, captions or [""] * len(rows)):
-        for cell, left, width in zip(row, lefts, widths):
-            if cell:
-                sheet.paste(cell, (left + (width - cell.width) // 2, top + (height - cell.height) // 2))
-        if caption:
-            text = _cut_to_width(caption, size[0] - 2 * gap, font)
-            PIL.ImageDraw.Draw(sheet).text((gap, top + height + gap), text, fill="black", font=font)
-        top += height + gap + caption_height
-    return sheet
-
-
-def _cut_to_width(text: str, width: int, font: PIL.ImageFont.FreeTypeFont) -> str:
-    """The whole of a text, or as much of its begin and end as fits into `width` px."""
-    kept = len(text)
-    while (
-        font.getlength(cut := text if kept == len(text) else f"{text[: kept // 2]}...{text[-(kept // 2) :]}") > width
-    ):
-        kept -= 1
-        if kept < 2:
-            return ""
-    return cut
 
 
 def save_picture(picture: PIL.Image.Image, path: str | os.PathLike, metadata: Mapping[str, Any] | None = None) -> None:

@@ -28,7 +28,8 @@ from backshan_diffusers.evaluation import (
     summarise_sides,
 )
 from backshan_diffusers.files import write_text
-from backshan_diffusers.pictures import picture_sheet, save_picture
+from backshan_diffusers.pictures import save_picture
+from backshan_diffusers.sheets import picture_sheet
 from backshan_diffusers.training.options import load_config
 
 GENERATED, MIRRORED = "generated", "mirrored back"

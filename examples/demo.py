@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from backshan_diffusers.data import load_pairs
-from backshan_diffusers.pictures import picture_sheet, save_picture
+from backshan_diffusers.pictures import save_picture
+from backshan_diffusers.sheets import picture_sheet
 
 PEOPLE = 8
 PEOPLE_IN_A_ROW = 2

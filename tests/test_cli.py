@@ -26,7 +26,8 @@ from tqdm import tqdm
 import backshan_diffusers
 from backshan_diffusers import BackToFrontPipeline, cli
 from backshan_diffusers.commands import fronts, generate, inputs, outputs
-from backshan_diffusers.pictures import load_picture, picture_sheet
+from backshan_diffusers.pictures import load_picture
+from backshan_diffusers.sheets import picture_sheet
 
 ROOT = Path(__file__).parent.parent
 

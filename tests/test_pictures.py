@@ -20,7 +20,6 @@ from backshan_diffusers.pictures import (
     PictureError,
     border_colour,
     load_picture,
-    picture_sheet,
     save_picture,
 )
 
@@ -496,48 +495,7 @@ def test_letterbox_refuses_what_is_not_its_own():
         letterbox.side = 3
 
 
-# sheets and files
-
-
-def test_sheet_puts_pictures_in_a_grid():
-    red, blue = PIL.Image.new("RGB", (10, 20), "red"), PIL.Image.new("RGB", (30, 6), "blue")
-    pixels = np.asarray(picture_sheet([[red, blue], [blue]], gap=2))
-    expected = np.full((2 + 20 + 2 + 6 + 2, 2 + 30 + 2 + 30 + 2, 3), 255, np.uint8)
-    expected[2:22, 12:22] = (255, 0, 0)  # centred in a column that is 30 px wide
-    expected[9:15, 34:64] = (0, 0, 255)
-    expected[24:30, 2:32] = (0, 0, 255)
-    np.testing.assert_array_equal(pixels, expected)
-
-
-def test_sheet_with_titles_empty_cells_and_cell_side():
-    picture = PIL.Image.new("RGB", (200, 100), "red")
-    sheet = picture_sheet([[picture, None, picture]], titles=["back", "generated", "front"], cell_side=64, gap=4)
-    without = picture_sheet([[picture, None, picture]], cell_side=64, gap=4)
-    assert without.size == (64 + 64 + 4 * 4, 32 + 2 * 4)
-    assert sheet.width == without.width and sheet.height > without.height
-    title_height = sheet.height - without.height
-    assert np.array_equal(np.asarray(sheet)[title_height:], np.asarray(without))
-    assert (np.asarray(sheet)[:title_height, :68] < 100).any() and (np.asarray(sheet)[:title_height, 80:] < 100).any()
-    with pytest.raises(ValueError, match="3 columns"):
-        picture_sheet([[picture, None, picture]], titles=["back"])
-    for rows in ([], [[]], [[None]]):
-        with pytest.raises(ValueError, match="at least one picture"):
-            picture_sheet(rows)
-
-
-def test_a_sheet_names_its_rows_and_cuts_names_that_are_too_long():
-    picture = PIL.Image.new("RGB", (100, 40), "red")
-    names = ["a.png", "an" * 100 + ".png"]
-    sheet, without = picture_sheet([[picture]] * 2, captions=names), picture_sheet([[picture]] * 2)
-    line = (sheet.height - without.height) // 2
-    assert line > 9 and sheet.width == without.width == 108
-    pixels = np.asarray(sheet)
-    for top, widest in ((4, 60), (48 + line, 104)):
-        assert (pixels[top : top + 40, 4:104] == (255, 0, 0)).all()
-        dark = (pixels[top + 40 : top + 40 + line] < 100).all(axis=-1).any(axis=0).nonzero()[0]
-        assert 4 <= dark.min() < 8 and dark.max() < widest
-    with pytest.raises(ValueError, match="2 rows: give as many captions, not 1"):
-        picture_sheet([[picture]] * 2, captions=names[:1])
+# files
 
 
 def test_postscript_is_never_run(tmp_path):

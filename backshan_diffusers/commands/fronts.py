@@ -76,7 +76,7 @@ def _write_pictures(
     pipeline, jobs: list[Job], sheet: Path | None, settings: dict, options: argparse.Namespace, tally: Tally, progress
 ) -> None:
     """Every front that can be generated, and then the sheet, if one is wanted."""
-    from ..pictures import picture_sheet
+    from ..sheets import picture_sheet
 
     metadata = _metadata(settings, options)
     rows: dict[Path, list[PIL.Image.Image | None]] = {}

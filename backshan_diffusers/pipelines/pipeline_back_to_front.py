@@ -37,8 +37,9 @@ from ..conditioning import (
 )
 from ..folder_check import check_folder, records_conditioning
 from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel
-from ..pictures import Letterbox, load_picture, picture_sheet, pixels_to_decode
+from ..pictures import Letterbox, load_picture, pixels_to_decode
 from ..publishing import Published
+from ..sheets import picture_sheet
 from .pipeline_output import BackToFrontPipelineOutput
 
 __all__ = ["BackToFrontPipeline", "ModelMixin", "NotFiniteError"]

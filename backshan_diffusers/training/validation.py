@@ -13,8 +13,9 @@ from PIL import Image
 from ..data import Pairs
 from ..data.checking import read_usable
 from ..evaluation.metrics import colour_difference, ssim
-from ..pictures import picture_sheet, save_picture
+from ..pictures import save_picture
 from ..pipelines import BackToFrontPipeline
+from ..sheets import picture_sheet
 from .caching import AT_ONCE, PairArrays, to_pixels
 
 SHEET_ROWS = 8
