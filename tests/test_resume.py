@@ -22,10 +22,12 @@ from accelerate.utils import DistributedType
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
+from test_stages import control_batch, control_stage
 from tiny import TINY, tiny_config, tiny_prior
 
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.files import DiskFullError, full_disk_in_words
+from backshan_diffusers.objective import PRESETS
 from backshan_diffusers.training.checkpoints import checkpoint_steps, find_damage, save_checkpoint
 from backshan_diffusers.training.config import STAGES, ConfigError
 from backshan_diffusers.training.records import check_record, write_record
@@ -554,6 +556,20 @@ def test_a_loss_names_the_pairs_of_its_micro_batch_and_a_gradient_those_of_the_s
     stage.trained["unet"].conv_in.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(FloatingPointError, match="at step 0 of prior, with the training pairs 0, 1, 10, 11, 20, 21: "):
         trainer_of(tmp_path, stage, bad_at(-1), **parts).train(lambda step: None)
+
+
+def test_what_is_compared_over_a_whole_step_names_all_of_its_pairs(tmp_path):
+    """Any of them may be what broke it."""
+
+    def make_batch(number, sampler):
+        batch = control_batch()
+        broken = batch["latents"] * (float("nan") if number == 4 else 1)
+        return {**batch, "latents": broken, "items": torch.tensor([10 * number])}
+
+    settings = {"gradient_accumulation_steps": 3, "cached_contrast": True}
+    expected = "contrastive term is nan at step 1 of prior, with the training pairs 30, 40, 50: "
+    with pytest.raises(FloatingPointError, match=expected):
+        trainer_of(tmp_path, control_stage(PRESETS["paper"]), make_batch, **settings).train(lambda step: None)
 
 
 def test_no_checkpoint_is_claimed_where_there_is_none(tmp_path):

@@ -260,6 +260,8 @@ class StageTrainer:
         if self.config.cached_contrast:
             with autocast(self.accelerator):
                 whole = self.accelerator.unwrap_model(self.module).compare(self._batches())
+        if whole and not torch.isfinite(term := whole[0].terms["contrastive"]):
+            raise self._not_finite("contrastive term", term, torch.cat([batch["items"] for batch in self._batches()]))
         made, items = [], []
         for part, batch in enumerate(self._batches()):
             together = (whole[part], parts) if whole else ()
@@ -283,12 +285,14 @@ class StageTrainer:
 
     def _check_finite(self, name: str, value: torch.Tensor, items: torch.Tensor) -> None:
         """Stop before a broken value reaches the weights, and with them the next checkpoint."""
-        if torch.isfinite(value):
-            return
+        if not torch.isfinite(value):
+            raise self._not_finite(name, value, items)
+
+    def _not_finite(self, name: str, value: torch.Tensor, items: torch.Tensor) -> FloatingPointError:
         saved, pairs = "nothing is saved yet", ", ".join(map(str, items.tolist()))
         if self.saved_step:
             saved = f"{checkpoint_path(self.folder, self.saved_step)} is good"
-        raise FloatingPointError(
+        return FloatingPointError(
             f"the {name} is {value.item()} at step {self.step} of {self.sampler.stage}, with the training pairs"
             f" {pairs}: look at them, lower learning_rate, or use full precision; {saved}."
         )
