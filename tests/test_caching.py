@@ -17,15 +17,9 @@ from tiny import pair_arrays, tiny_pipeline
 
 from backshan_diffusers.data import Pairs, load_pairs, wardrobe
 from backshan_diffusers.data.arrays import CHUNK
-from backshan_diffusers.training import caching
-from backshan_diffusers.training.caching import (
-    LEFTOVER_AGE,
-    cache_latents,
-    cache_pairs,
-    encode,
-    read_attributes,
-    to_pixels,
-)
+from backshan_diffusers.training.caching import cache_latents, cache_pairs, encode, read_attributes, storage, to_pixels
+from backshan_diffusers.training.caching import pairs as cached_pairs
+from backshan_diffusers.training.caching.storage import LEFTOVER_AGE
 from backshan_diffusers.training.config import ConfigError
 
 COUNT = 2 * CHUNK + 22  # two whole chunks and a part of one
@@ -86,7 +80,7 @@ def test_pairs_are_made_and_counted_in_words_once(tmp_path, caplog):
         check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
         check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
     assert greys.made == list(range(COUNT))
-    (said,) = [each for each in caplog.records if each.name == caching.__name__]
+    (said,) = [each for each in caplog.records if each.name == cached_pairs.__name__]
     assert said.levelname == "INFO" and said.getMessage().startswith(f"{COUNT} pairs can be used; left out are 0 that")
 
 
@@ -120,7 +114,7 @@ def test_a_killed_run_is_gone_on_from(tmp_path):
 
 def test_a_run_that_was_killed_at_its_very_end_only_finishes(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(caching.os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(cached_pairs.os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
         cache_pairs(Greys().rows(), tmp_path, workers=1)
     greys = Greys()
     check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
@@ -235,7 +229,7 @@ def shards(folder):
 
 
 def test_latents_are_cached_by_the_autoencoders_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(caching, "SHARD", 3)
+    monkeypatch.setattr(storage, "SHARD", 3)
     pairs, pipeline = pair_arrays(), tiny_pipeline()
     first = cache_latents(pairs, pipeline.vae, tmp_path, Accelerator())
     with torch.no_grad():
@@ -283,7 +277,7 @@ def test_flipped_latents_are_those_of_flipped_fronts(tmp_path):
 
 @pytest.mark.parametrize("harm", ["cut off", "empty", "no tensors"])
 def test_a_broken_shard_is_made_anew_and_the_others_stay(tmp_path, monkeypatch, caplog, harm):
-    monkeypatch.setattr(caching, "SHARD", 3)
+    monkeypatch.setattr(storage, "SHARD", 3)
     pairs, vae = pair_arrays(), tiny_pipeline().vae
     first = cache_latents(pairs, vae, tmp_path, Accelerator())
     broken = shards(tmp_path)[1]
@@ -305,7 +299,7 @@ def test_a_disk_that_is_too_full_for_latents_is_one_sentence(tmp_path):
 
 def test_processes_share_the_shards_out(tmp_path, monkeypatch):
     """A process computes its own shards alone: here the others' are there already, and wrong."""
-    monkeypatch.setattr(caching, "SHARD", 2)
+    monkeypatch.setattr(storage, "SHARD", 2)
     pairs, vae = pair_arrays(), tiny_pipeline().vae
     whole = cache_latents(pairs, vae, tmp_path, Accelerator())
 
