@@ -47,7 +47,7 @@ def cache_shards(
         folder: where caches live.
         accelerator: knows the processes; all of them call this function.
         key: names all that the tensors depend on.
-        name: of the tensor in each file.
+        name: what is computed, in the files' names and of the tensor in each of them.
         title: what the progress bar says.
 
     Returns:
@@ -56,7 +56,7 @@ def cache_shards(
     Raises:
         ConfigError: if the folder cannot be written.
     """
-    paths = [folder / f"{key}-{start:07d}.safetensors" for start in range(0, len(items), SHARD)]
+    paths = [folder / f"{key}-{name}-{start:07d}.safetensors" for start in range(0, len(items), SHARD)]
     mine = range(accelerator.process_index, len(paths), accelerator.num_processes)
     with alone(folder, key) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()  # until this run has these shards for itself
