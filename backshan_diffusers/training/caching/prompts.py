@@ -21,9 +21,9 @@ def cache_prompts(
 ) -> torch.Tensor:
     """Embeddings of prompts, computed once for this text encoder and the tokens that reach it.
 
-    The text encoder has to be in memory even if they are there: its weights are part of their name. For two prompts,
-    reading all of its weights takes about as long as encoding does; what is gained is that stages and runs that share
-    a folder train on the same embeddings to the last bit, wherever each of them would have encoded.
+    The text encoder has to be in memory even if they are there: its weights are part of their name, and to read them
+    all takes about half as long as to encode two prompts. So little time is saved; what is gained is that stages and
+    runs that share a folder train on the same embeddings to the last bit.
 
     Args:
         prompts: `N` of them.
