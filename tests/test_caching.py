@@ -326,7 +326,7 @@ def test_a_disk_that_is_too_full_for_latents_is_one_sentence(tmp_path):
 
 
 def test_processes_share_the_shards_out(tmp_path, monkeypatch):
-    """A process computes its own shards alone: here the others' are there already, and wrong."""
+    """A process computes its own shards alone."""
     monkeypatch.setattr(storage, "SHARD", 2)
     pairs, vae = pair_arrays(), tiny_pipeline().vae
     whole = cache_latents(pairs, vae, tmp_path, Accelerator())
@@ -335,7 +335,13 @@ def test_processes_share_the_shards_out(tmp_path, monkeypatch):
         path.unlink()
     left = [path.stat().st_mtime_ns for path in shards(tmp_path)]
     assert torch.equal(cache_latents(pairs, vae, tmp_path, Second()), whole)
-    assert [path.stat().st_mtime_ns for path in shards(tmp_path)[::2]] == left
+    every = shards(tmp_path)
+    assert [path.stat().st_mtime_ns for path in every[::2]] == left
+    for path in every:
+        path.unlink()
+    with pytest.raises(FileNotFoundError):  # nobody is there who makes the first process's
+        cache_latents(pairs, vae, tmp_path, Second())
+    assert shards(tmp_path) == every[1::2]
 
 
 # --- edges -----------------------------------------------------------------------------------------------------------

@@ -39,9 +39,9 @@ def cache_prompts(
     """
     encoder = pipeline.text_encoder
     config = sorted(each for each in encoder.config.to_dict().items() if each[0] not in _ABOUT_FILES)
-    # of the tokenizer nothing but these numbers arrives
+    # nothing else of the texts and the tokenizer reaches the encoder
     tokens = pipeline.tokenizer(list(prompts), padding="max_length", truncation=True).input_ids
-    key = key_of("prompts-1", prompts, tokens, config, fingerprint(encoder))
+    key = key_of("prompts-1", tokens, config, fingerprint(encoder))
 
     def compute(some: Sequence[str]) -> torch.Tensor:
         return pipeline.encode_prompt(list(some), torch.device("cpu"), 1, do_classifier_free_guidance=False)[0]
