@@ -58,29 +58,32 @@ def complete_file(path: Path) -> Iterator[Path]:
     """
     pending = path.with_name(f"{UNFINISHED}{secrets.token_hex(TOKEN_BYTES)}")
     try:
-        with _owned(pending):
+        with _owned(pending) as mode:
             yield pending
+            if mode is not None:
+                with suppress(OSError):  # some shared folders have no modes
+                    pending.chmod(mode)  # safetensors puts a file in its place that nobody but its owner may read
             os.replace(pending, path)
     finally:
         pending.unlink(missing_ok=True)
 
 
 @contextmanager
-def _owned(path: Path) -> Iterator[None]:
-    """Within, there is a file of this name that [`clear_unfinished`] does not take for abandoned.
+def _owned(path: Path) -> Iterator[int | None]:
+    """Within, there is a file of this name that [`clear_unfinished`] does not take for abandoned; gives its mode.
 
     A lock says so, which the system lets go with the process, however that ends; a process id would mean nothing on
     another machine that shares the folder.
     """
     if fcntl is None:
-        yield
+        yield None
         return
     while True:
         with open(path, "xb") as file:
             with suppress(OSError):  # some shared folders have no locks: nothing in them is taken for abandoned
                 fcntl.flock(file, fcntl.LOCK_EX)
             if path.exists():  # else it was cleared before it was locked
-                yield
+                yield os.fstat(file.fileno()).st_mode
                 return
 
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from backshan_diffusers.files import clear_unfinished, complete_file, replace_folder, write_text
 
@@ -101,6 +103,14 @@ def test_a_folder_without_locks_is_written_and_never_cleared(tmp_path, monkeypat
     clear_unfinished(tmp_path)
     write_text(tmp_path / "log.txt", "new")
     assert content(tmp_path) == {"log.txt": b"new", ".unfinished-01234567": b""}
+
+
+def test_weights_may_be_read_by_whoever_may_read_other_files(tmp_path):
+    with complete_file(tmp_path / "a.safetensors") as pending:
+        save_file({"a": torch.zeros(3)}, pending)
+    (tmp_path / "other").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
 
 
 def test_any_name_that_the_file_system_takes_can_be_written(tmp_path):
