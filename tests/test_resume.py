@@ -453,7 +453,7 @@ def test_a_record_keeps_every_change_that_was_accepted(tmp_path):
         assert check_record(tmp_path, values | change, 0) == []
 
 
-def test_an_unfinished_stage_is_not_trained_on_with_other_pairs(tmp_path):
+def test_a_run_does_not_go_on_with_other_pairs(tmp_path):
     for split in ("train", "validation"):
         (tmp_path / "pairs" / split).mkdir(parents=True)
         for row in load_pairs("wardrobe", split=split, size=64, count=2):
@@ -472,6 +472,9 @@ def test_an_unfinished_stage_is_not_trained_on_with_other_pairs(tmp_path):
         train(run, **values)
     train(run, **values, accept_changes=True)
     assert record_of(run / "vae")["accepted"] == [{"step": 2, "before": {"pairs_key": before}}]
+    front.write_bytes(front.read_bytes() + b" ")
+    with pytest.raises(ConfigError, match="vae was trained with pairs_key"):  # it is finished
+        train(run, **values)
 
 
 def test_a_checkpoint_of_another_shape_is_refused_even_if_changes_are_accepted(tmp_path):

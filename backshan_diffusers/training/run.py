@@ -23,6 +23,7 @@ from ..data import Pairs, PairsError, load_pairs
 from ..faces import FaceDetectorMissing
 from ..files import full_disk_in_words
 from ..folder_check import check_folder, model_around
+from ..models import BackshanControlNetModel
 from ..objective import Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
@@ -202,8 +203,9 @@ class TrainingRun(StageBuilder):
         }
         record = {**asdict(config), "stage": name, **engine}
         if (finished / "model_index.json").exists():
-            check_record(folder, record, None)
             _check_finished(finished)
+            size = BackshanControlNetModel.load_config(finished / "controlnet")["image_size"]
+            check_record(folder, record | {"pairs_key": rows_key(self.pairs(size)[0])}, None)
             return
         if (kind := self.accelerator.distributed_type) in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             check_shardable(config, kind.value)
