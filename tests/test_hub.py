@@ -657,7 +657,7 @@ def fronts(clients, card: str, tmp_path: Path) -> list[np.ndarray]:
     return made
 
 
-@pytest.mark.parametrize("conditioning", ["rgb", "canny+rgb"])
+@pytest.mark.parametrize("conditioning", ["rgb", "canny+rgb", "latents"])
 def test_the_ways_on_the_card_of_a_pipeline(server, clients, tmp_path, drawn_backs, conditioning):
     pipe = tiny_pipeline(conditioning)
     pipe.save_pretrained(tmp_path / "model")

@@ -26,7 +26,7 @@ Batch = dict[str, torch.Tensor]
     vae                 pixels `2B x 3 x S x S` in [-1, 1], weights `2B x 1 x S x S`
     all other stages    latents `B x C x h x h`, prompts `B x T x E`, timesteps `B` int64; weights `B x 1 x h x h`
                         where not all cells count alike
-    controlnet, joint   back_control `B x 3 or 6 x S x S` in [0, 1]
+    controlnet, joint   back_control `B x K x S x S`, a control tensor, see `conditioning.py`
     with a comparison   shown `B` bool, groups `B` int64, contrastive_weight, a scalar; where fronts are compared
                         front_control, as back_control, and for some choices of their latents front_noise and
                         back_latents, as noise and latents
