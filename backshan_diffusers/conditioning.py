@@ -75,11 +75,26 @@ def control_image(
         )
     if mirror:
         pixels = pixels[:, ::-1]
-    pixels = np.ascontiguousarray(pixels)
+    edges = canny_edges(pixels, canny_low_threshold, canny_high_threshold) if "canny" in parts else None
+    return control_tensor(pixels, edges, conditioning)
+
+
+def canny_edges(pixels: np.ndarray, low_threshold: int, high_threshold: int) -> np.ndarray:
+    """Edges of an `H x W x 3` uint8 picture, `H x W` uint8: 0, or 255 on an edge. Thresholds as of `control_image`."""
+    return cv2.Canny(np.ascontiguousarray(pixels), low_threshold, high_threshold)
+
+
+def control_tensor(pixels: np.ndarray, edges: np.ndarray | None, conditioning: str) -> torch.Tensor:
+    """What `control_image` gives, of a picture whose edges are known.
+
+    Args:
+        pixels (`numpy.ndarray`): `(H, W, 3)` of `uint8`, flipped already if it is to be.
+        edges (`numpy.ndarray`): `(H, W)` of `uint8`, its `canny_edges`; not needed where `conditioning` has none.
+        conditioning (`str`): one of `CONDITIONINGS`.
+    """
     channels = []
-    for part in parts:
+    for part in conditioning_parts(conditioning):
         if part == "canny":
-            edges = cv2.Canny(pixels, canny_low_threshold, canny_high_threshold)
             channels.append(np.repeat(edges[:, :, None], CHANNELS_PER_PART, axis=2))
         else:
             channels.append(pixels)

@@ -96,7 +96,7 @@ def test_flipped_fronts_come_with_their_own_latents(tmp_path):
         taken = StepPairs(pairs, sampler.indices(1, 8, RandomOrder(8)), Augmentation(flip=0.5), sampler, 1)
         assert taken.flipped.any() and not taken.flipped.all()
         torch.testing.assert_close(batch["latents"], encode(taken.fronts(), pipeline.vae), rtol=1e-4, atol=1e-5)
-    kept = list((tmp_path / "cache").glob("*.safetensors"))
+    kept = list((tmp_path / "cache").glob("*-latents-*.safetensors"))
     assert len(kept) == 2  # of the fronts as they are, and flipped
 
 
@@ -242,7 +242,7 @@ def test_changed_pixels_are_encoded_in_the_step_and_seen_by_both_branches(tmp_pa
     for name, pictures in (("back_control", taken.backs()[:, :, ::-1]), ("front_control", taken.fronts())):
         np.testing.assert_allclose(batch[name].permute(0, 2, 3, 1).numpy(), pictures / 255, atol=1e-6)
     assert batch["weights"].mean() < 1
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").glob("*-latents-*"))
 
 
 def test_a_run_with_every_change_resumes_bit_for_bit(tmp_path):
@@ -260,7 +260,7 @@ def test_a_run_with_every_change_resumes_bit_for_bit(tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     for folder in (whole, stopped):
         assert not (folder / "cache").exists()
-    assert not list((tmp_path / "shared").glob("*.safetensors"))
+    assert not list((tmp_path / "shared").glob("*-latents-*.safetensors"))
     losses = [json.loads(line)["loss"] for line in (whole / "joint" / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 4 and np.isfinite(losses).all()
 
@@ -322,8 +322,8 @@ def test_views_of_drawn_pairs_stay_on_each_other(tmp_path):
 def test_latents_of_both_ways_round_are_found_by_later_stages(tmp_path):
     pairs, pipeline = pair_arrays(), tiny_pipeline()
     cache_latents(pairs, pipeline.vae, tmp_path / "cache", Accelerator())
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.safetensors")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*-latents-*.safetensors")}
     run = TrainingRun(config(tmp_path, flip=0.5))
     run._joint_stage(run.config, pipeline, pairs)
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.safetensors")}
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*-latents-*.safetensors")}
     assert len(after) == 2 and before.items() <= after.items()

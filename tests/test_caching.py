@@ -1,5 +1,5 @@
-"""Caches of pairs and latents: what they hold, what they depend on, and what happens to killed runs, broken files,
-shared folders and full disks."""
+"""Caches: what they hold, what they depend on, and what happens to killed runs, broken files, shared folders and full
+disks."""
 
 import logging
 import os
@@ -7,26 +7,39 @@ import resource
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from tiny import pair_arrays, tiny_pipeline
+from tiny import pair_arrays, tiny_config, tiny_pipeline
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from backshan_diffusers import BackToFrontPipeline
+from backshan_diffusers.conditioning import control_image
 from backshan_diffusers.data import Pairs, load_pairs, wardrobe
 from backshan_diffusers.data.arrays import CHUNK
-from backshan_diffusers.training import caching
+from backshan_diffusers.training.augmentation import Augmentation
+from backshan_diffusers.training.batches import StepPairs, StepSampler
 from backshan_diffusers.training.caching import (
-    LEFTOVER_AGE,
+    Edges,
+    PairArrays,
+    cache_edges,
     cache_latents,
     cache_pairs,
+    cache_prompts,
     encode,
     read_attributes,
+    storage,
     to_pixels,
 )
+from backshan_diffusers.training.caching import pairs as cached_pairs
+from backshan_diffusers.training.caching.storage import LEFTOVER_AGE
 from backshan_diffusers.training.config import ConfigError
+from backshan_diffusers.training.run import TrainingRun
 
 COUNT = 2 * CHUNK + 22  # two whole chunks and a part of one
 
@@ -86,7 +99,7 @@ def test_pairs_are_made_and_counted_in_words_once(tmp_path, caplog):
         check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
         check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
     assert greys.made == list(range(COUNT))
-    (said,) = [each for each in caplog.records if each.name == caching.__name__]
+    (said,) = [each for each in caplog.records if each.name == cached_pairs.__name__]
     assert said.levelname == "INFO" and said.getMessage().startswith(f"{COUNT} pairs can be used; left out are 0 that")
 
 
@@ -120,7 +133,7 @@ def test_a_killed_run_is_gone_on_from(tmp_path):
 
 def test_a_run_that_was_killed_at_its_very_end_only_finishes(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(caching.os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(cached_pairs.os, "replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
         cache_pairs(Greys().rows(), tmp_path, workers=1)
     greys = Greys()
     check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
@@ -234,8 +247,17 @@ def shards(folder):
     return sorted(folder.glob("*.safetensors"))
 
 
+class Second:
+    """The second of two processes; it knows all that a cache asks an `Accelerator`."""
+
+    process_index, num_processes, is_main_process = 1, 2, False
+
+    def wait_for_everyone(self):
+        pass
+
+
 def test_latents_are_cached_by_the_autoencoders_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(caching, "SHARD", 3)
+    monkeypatch.setattr(storage, "SHARD", 3)
     pairs, pipeline = pair_arrays(), tiny_pipeline()
     first = cache_latents(pairs, pipeline.vae, tmp_path, Accelerator())
     with torch.no_grad():
@@ -283,7 +305,7 @@ def test_flipped_latents_are_those_of_flipped_fronts(tmp_path):
 
 @pytest.mark.parametrize("harm", ["cut off", "empty", "no tensors"])
 def test_a_broken_shard_is_made_anew_and_the_others_stay(tmp_path, monkeypatch, caplog, harm):
-    monkeypatch.setattr(caching, "SHARD", 3)
+    monkeypatch.setattr(storage, "SHARD", 3)
     pairs, vae = pair_arrays(), tiny_pipeline().vae
     first = cache_latents(pairs, vae, tmp_path, Accelerator())
     broken = shards(tmp_path)[1]
@@ -304,19 +326,222 @@ def test_a_disk_that_is_too_full_for_latents_is_one_sentence(tmp_path):
 
 
 def test_processes_share_the_shards_out(tmp_path, monkeypatch):
-    """A process computes its own shards alone: here the others' are there already, and wrong."""
-    monkeypatch.setattr(caching, "SHARD", 2)
+    """A process computes its own shards alone."""
+    monkeypatch.setattr(storage, "SHARD", 2)
     pairs, vae = pair_arrays(), tiny_pipeline().vae
     whole = cache_latents(pairs, vae, tmp_path, Accelerator())
-
-    class Second:
-        process_index, num_processes, is_main_process = 1, 2, False
-
-        def wait_for_everyone(self):
-            pass
 
     for path in shards(tmp_path)[1::2]:
         path.unlink()
     left = [path.stat().st_mtime_ns for path in shards(tmp_path)]
     assert torch.equal(cache_latents(pairs, vae, tmp_path, Second()), whole)
-    assert [path.stat().st_mtime_ns for path in shards(tmp_path)[::2]] == left
+    every = shards(tmp_path)
+    assert [path.stat().st_mtime_ns for path in every[::2]] == left
+    for path in every:
+        path.unlink()
+    with pytest.raises(FileNotFoundError):  # nobody is there who makes the first process's
+        cache_latents(pairs, vae, tmp_path, Second())
+    assert shards(tmp_path) == every[1::2]
+
+
+# --- edges -----------------------------------------------------------------------------------------------------------
+
+
+def shapes(count: int = 8, size: int = 60) -> PairArrays:
+    """Pairs of pictures with some edges, whose side is no multiple of eight."""
+    pairs = pair_arrays(count, size)
+    blurred = {
+        view: np.stack([cv2.blur(each, (5, 5)) for each in getattr(pairs, view)]) for view in ("backs", "fronts")
+    }
+    return replace(pairs, **blurred)
+
+
+def edges_of(pictures, *thresholds):
+    return np.stack([cv2.Canny(np.ascontiguousarray(each), *thresholds) for each in pictures])
+
+
+def all_of(edges: Edges, count: int = 8):
+    return np.stack([edges[index] for index in range(count)])
+
+
+@pytest.mark.parametrize("view", ["backs", "fronts"])
+def test_cached_edges_are_those_of_the_pictures(tmp_path, monkeypatch, view):
+    monkeypatch.setattr(storage, "SHARD", 3)
+    pairs = shapes()
+    expected = edges_of(getattr(pairs, view), 100, 200)
+    assert 0.05 < (expected > 0).mean() < 0.95
+    assert np.array_equal(all_of(cache_edges(pairs, (100, 200), tmp_path, Accelerator(), view, False)), expected)
+    before = {path: path.stat().st_mtime_ns for path in shards(tmp_path)}
+    again = all_of(cache_edges(pairs, (100, 200), tmp_path, Accelerator(), view, False))
+    assert np.array_equal(again, expected) and again.dtype == np.uint8
+    assert before == {path: path.stat().st_mtime_ns for path in shards(tmp_path)} and len(before) == 3
+
+
+def test_edges_have_a_cache_for_all_that_they_depend_on(tmp_path):
+    pairs, other = shapes(), replace(shapes(), backs=255 - shapes().fronts, key="other pairs")
+    wanted = [
+        (pairs, (100, 200), "backs", False),
+        (pairs, (50, 200), "backs", False),
+        (pairs, (100, 120), "backs", False),
+        (pairs, (100, 200), "fronts", False),
+        (pairs, (100, 200), "backs", True),
+        (other, (100, 200), "backs", False),
+    ]
+    for number, (of, thresholds, view, flipped) in enumerate(wanted, 1):
+        pictures = getattr(of, view)[:, :, ::-1] if flipped else getattr(of, view)
+        made = all_of(cache_edges(of, thresholds, tmp_path, Accelerator(), view, flipped))
+        assert np.array_equal(made, edges_of(pictures, *thresholds))
+        assert len(shards(tmp_path)) == number
+    upright = edges_of(pairs.backs, 100, 200)
+    flipped = edges_of(pairs.backs[:, :, ::-1], 100, 200)
+    assert not np.array_equal(upright[:, :, ::-1], flipped)  # a flip of edges is another thing
+
+
+def test_broken_edges_are_made_anew_and_processes_share_them_out(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(storage, "SHARD", 2)
+    pairs = shapes()
+    whole = all_of(cache_edges(pairs, (100, 200), tmp_path, Accelerator(), "backs", False))
+    before = [path.stat().st_mtime_ns for path in shards(tmp_path)]
+    shards(tmp_path)[3].write_bytes(shards(tmp_path)[3].read_bytes()[:-1])
+    shards(tmp_path)[1].unlink()
+    made = all_of(cache_edges(pairs, (100, 200), tmp_path, Second(), "backs", False))
+    assert np.array_equal(made, whole)
+    after = [path.stat().st_mtime_ns for path in shards(tmp_path)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True, False]
+    assert caplog.messages == [f"the cached edges {shards(tmp_path)[3]} are damaged: they are made anew."]
+
+
+def test_edges_are_a_map_of_a_file_of_one_bit_a_pixel(tmp_path):
+    """What is written to the file afterwards is read."""
+    edges = cache_edges(shapes(8, 64), (100, 200), tmp_path, Accelerator(), "backs", False)
+    (path,) = shards(tmp_path)
+    assert 8 * 64 * 8 < path.stat().st_size < 8 * 64 * 8 + 200
+    with open(path, "r+b") as file:
+        file.seek(-64 * 8, os.SEEK_END)
+        file.write(b"\xff" * 64 * 8)
+    assert (edges[7] == 255).all() and not (edges[6] == 255).all()
+
+
+def stage_batch(folder, conditioning, mirror, pairs, **settings):
+    """A batch of the last stage, and what makes it."""
+    objective = {"objective": {"preset": "paper"}, "condition_dropout": 0.4}
+    run = TrainingRun(tiny_config(folder, batch_size=8, **{**objective, **settings}))
+    pipeline, sampler = tiny_pipeline(conditioning, mirror=mirror), StepSampler(0, "joint")
+    make_batch = run.build_stage("joint", pipeline, pairs)[1]
+    return lambda: make_batch(1, sampler)
+
+
+def controls_of(step_pairs, conditioning, mirror, shown):
+    """The controls of backs and of fronts by their definition."""
+    backs = [each if seen else np.full_like(each, 255) for each, seen in zip(step_pairs.backs(), shown, strict=True)]
+    fronts = step_pairs.fronts()
+    both = [[control_image(each, conditioning, mirror) for each in backs]]
+    both += [[control_image(each, conditioning, False) for each in fronts]]
+    return [torch.stack(each) for each in both]
+
+
+@pytest.mark.parametrize("conditioning", ["canny", "canny+rgb"])
+@pytest.mark.parametrize("mirror", [True, False])
+@pytest.mark.parametrize("flip", [0.0, 0.5])
+def test_controls_from_cached_edges_are_bit_for_bit_those_of_the_pictures(tmp_path, conditioning, mirror, flip):
+    pairs, sampler = shapes(8, 64), StepSampler(0, "joint")
+    batch = stage_batch(tmp_path, conditioning, mirror, pairs, flip=flip)()
+    assert len(list((tmp_path / "cache").glob("*-edges-*"))) == (4 if flip else 2)
+    step_pairs = StepPairs(pairs, batch["items"].numpy(), Augmentation(flip=flip), sampler, 1)
+    assert set(step_pairs.flipped.tolist()) == ({True, False} if flip else {False})
+    assert set(batch["shown"].tolist()) == {True, False}
+    backs, fronts = controls_of(step_pairs, conditioning, mirror, batch["shown"].tolist())
+    assert torch.equal(batch["back_control"], backs) and torch.equal(batch["front_control"], fronts)
+
+
+def test_edges_are_not_looked_for_in_the_step(tmp_path):
+    """Pictures that change after their edges were kept change no control that is made of edges alone."""
+    pairs = shapes(8, 64)
+    make_batch = stage_batch(tmp_path, "canny", True, pairs)
+    before = make_batch()
+    pairs.backs[:], pairs.fronts[:] = 0, 0
+    after = make_batch()
+    for name in ("back_control", "front_control"):
+        assert torch.equal(before[name], after[name]) and before[name].any()
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "settings", "kept"),
+    [
+        ("canny", {}, 2),
+        ("canny", {"objective": {"preset": "mse"}}, 1),  # no front is compared
+        ("rgb", {}, 0),
+        ("canny", {"colour_jitter": (0.2, 0.0, 0.0, 0.0)}, 0),
+        ("canny", {"affine": (5.0, 0.0, 0.0)}, 0),
+    ],
+)
+def test_edges_are_kept_only_where_they_are_needed(tmp_path, conditioning, settings, kept):
+    pairs, sampler = shapes(8, 64), StepSampler(0, "joint")
+    batch = stage_batch(tmp_path, conditioning, True, pairs, condition_dropout=0.0, **settings)()
+    assert len(list((tmp_path / "cache").glob("*-edges-*"))) == kept
+    changes = {name: value for name, value in settings.items() if name != "objective"}
+    step_pairs = StepPairs(pairs, batch["items"].numpy(), Augmentation(**changes), sampler, 1)
+    backs, fronts = controls_of(step_pairs, conditioning, True, [True] * 8)
+    assert torch.equal(batch["back_control"], backs)
+    assert "front_control" not in batch or torch.equal(batch["front_control"], fronts)
+
+
+def test_a_batch_of_edges_with_thresholds_of_its_models_config(tmp_path):
+    pairs = shapes(8, 64)
+    run = TrainingRun(tiny_config(tmp_path, batch_size=8, condition_dropout=0.0))
+    pipeline = tiny_pipeline("canny", canny_low_threshold=300, canny_high_threshold=400)
+    batch = run.build_stage("joint", pipeline, pairs)[1](0, StepSampler(0, "joint"))
+    expected = [edges_of([pairs.fronts[item]], 300, 400)[0] / 255 for item in batch["items"].tolist()]
+    assert np.array_equal(batch["front_control"][:, 1].numpy(), expected)
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_encoded_once_for_all_that_they_depend_on(tmp_path):
+    prompts, pipeline = ["seen from ahead", ""], tiny_pipeline()
+    with torch.no_grad():
+        expected = pipeline.encode_prompt(prompts, torch.device("cpu"), 1, False)[0]
+    first = cache_prompts(prompts, pipeline, tmp_path, Accelerator())
+    assert torch.equal(first, expected) and not first.requires_grad
+    (path,) = shards(tmp_path)
+    before = path.stat().st_mtime_ns
+    assert torch.equal(cache_prompts(prompts, pipeline, tmp_path, Accelerator()), expected)
+    pipeline.save_pretrained(tmp_path / "saved")
+    reopened = BackToFrontPipeline.from_pretrained(tmp_path / "saved")
+    reopened.encode_prompt = None  # not needed
+    assert torch.equal(cache_prompts(prompts, reopened, tmp_path, Accelerator()), expected)
+    assert path.stat().st_mtime_ns == before
+
+
+def other_prompts(pipeline):
+    return ["seen from behind", ""]
+
+
+def other_weights(pipeline):
+    pipeline.text_encoder.get_parameter("final_layer_norm.bias").data.add_(0.5)
+
+
+def other_activation(pipeline):
+    """A change of the config alone."""
+    weights = pipeline.text_encoder.state_dict()
+    changed = CLIPTextConfig.from_dict({**pipeline.text_encoder.config.to_dict(), "hidden_act": "relu"})
+    pipeline.text_encoder = CLIPTextModel(changed).eval()
+    pipeline.text_encoder.load_state_dict(weights)
+
+
+def other_padding(pipeline):
+    """Another tokenizer for the same text."""
+    pipeline.tokenizer.pad_token = "!"
+
+
+@pytest.mark.parametrize("change", [other_prompts, other_weights, other_activation, other_padding])
+def test_prompts_are_encoded_anew_where_something_differs(tmp_path, change):
+    prompts = ["seen from ahead", ""]
+    first = cache_prompts(prompts, tiny_pipeline(), tmp_path, Accelerator())
+    pipeline = tiny_pipeline()  # another one, because a pipeline remembers its last prompt
+    prompts = change(pipeline) or prompts
+    second = cache_prompts(prompts, pipeline, tmp_path, Accelerator())
+    with torch.no_grad():
+        assert torch.equal(second, pipeline.encode_prompt(prompts, torch.device("cpu"), 1, False)[0])
+    assert not torch.equal(first, second) and len(shards(tmp_path)) == 2

@@ -372,6 +372,13 @@ def test_latents_of_the_trained_autoencoder_are_white(finished):
     torch.testing.assert_close(torch.cov(latents), torch.eye(4), atol=1e-3, rtol=0)
 
 
+def test_prompts_of_every_stage_are_encoded_once(finished):
+    (path,) = (finished / "cache").glob("*-prompts-*")
+    last = BackToFrontPipeline.from_pretrained(finished / "joint" / "pipeline")
+    expected = last.encode_prompt([last.controlnet.config.default_prompt, ""], "cpu", 1, False)[0]
+    torch.testing.assert_close(load_file(path)["prompts"], expected)
+
+
 def test_the_text_encoder_is_away_while_a_stage_trains_and_saved_with_it(tmp_path):
     base = tiny_pipeline(default_prompt="seen from ahead", default_guidance_scale=3.0)
     base.save_pretrained(tmp_path / "base")

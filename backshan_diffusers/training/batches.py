@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..conditioning import control_image
+from ..conditioning import control_image, control_tensor
 from ..models import BackshanControlNetModel
 from ..objective import Objective
 from .augmentation import Augmentation, move_mask, move_picture, recolour
@@ -224,7 +224,11 @@ def timestep_batch(size: int, total: int, generator: torch.Generator) -> torch.T
 
 
 def back_control_batch(
-    backs: np.ndarray, controlnet: BackshanControlNetModel, generator: torch.Generator, p: float
+    backs: np.ndarray,
+    controlnet: BackshanControlNetModel,
+    generator: torch.Generator,
+    p: float,
+    edges: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Control pictures of backs, mirrored if the model's config says so, and which of them show a back.
 
@@ -232,21 +236,31 @@ def back_control_batch(
 
     Args:
         backs: `B x S x S x 3` uint8.
+        edges: `B x S x S` uint8, those of the backs after mirroring, if they are known; otherwise they are found here.
 
     Returns:
         `B x C x S x S` in [0, 1], and `B` booleans that are false for white pictures.
     """
     shown = torch.rand(len(backs), generator=generator) >= p
     backs = np.where(shown.numpy()[:, None, None, None], backs, np.uint8(255))
-    return _controls(backs, controlnet, controlnet.config.mirror), shown
+    if edges is not None:
+        edges = edges * shown.numpy()[:, None, None]  # white has none
+    return _controls(backs, controlnet, controlnet.config.mirror, edges), shown
 
 
-def front_control_batch(fronts: np.ndarray, controlnet: BackshanControlNetModel) -> torch.Tensor:
-    """Control pictures of `B x S x S x 3` uint8 fronts, never mirrored: `B x C x S x S` in [0, 1]."""
-    return _controls(fronts, controlnet, mirror=False)
+def front_control_batch(
+    fronts: np.ndarray, controlnet: BackshanControlNetModel, edges: np.ndarray | None = None
+) -> torch.Tensor:
+    """Control pictures of `B x S x S x 3` uint8 fronts, never mirrored: `B x C x S x S` in [0, 1]; edges as above."""
+    return _controls(fronts, controlnet, mirror=False, edges=edges)
 
 
-def _controls(pictures: np.ndarray, controlnet: BackshanControlNetModel, mirror: bool) -> torch.Tensor:
+def _controls(
+    pictures: np.ndarray, controlnet: BackshanControlNetModel, mirror: bool, edges: np.ndarray | None
+) -> torch.Tensor:
     config = controlnet.config
+    if edges is not None:
+        pictures = pictures[:, :, ::-1] if mirror else pictures
+        return torch.stack([control_tensor(*each, config.conditioning) for each in zip(pictures, edges, strict=True)])
     thresholds = (config.canny_low_threshold, config.canny_high_threshold)
     return torch.stack([control_image(picture, config.conditioning, mirror, *thresholds) for picture in pictures])

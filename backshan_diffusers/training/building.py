@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
+from ..conditioning import conditioning_parts
+from ..models import BackshanControlNetModel
 from ..objective import PRESETS, Objective
 from ..pipelines import BackToFrontPipeline
 from .batches import (
@@ -24,7 +27,7 @@ from .batches import (
     noise_batch,
     timestep_batch,
 )
-from .caching import PairArrays, cache_latents, encode, read_attributes
+from .caching import PairArrays, cache_edges, cache_latents, cache_prompts, encode, read_attributes
 from .config import TrainingConfig
 from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
 from .scratch import seeded
@@ -78,11 +81,28 @@ class StageBuilder:
             step_pairs.flipped[:, None, None, None], flipped[step_pairs.indices], as_they_are[step_pairs.indices]
         )
 
-    @torch.no_grad()
+    def _edges(
+        self, config, controlnet: BackshanControlNetModel, pairs: PairArrays, view: str, mirror: bool
+    ) -> Callable[[StepPairs], np.ndarray | None]:
+        """Where a step's edges come from: the cache, `B x S x S` uint8. None, if the ControlNet reads no edges or
+        pictures are never the same twice, so that edges have to be found in the step. Arguments as of `_latents`."""
+        augmentation, recorded = config.augmentation(), controlnet.config
+        if "canny" not in conditioning_parts(recorded.conditioning) or augmentation.changes_pixels:
+            return lambda step_pairs: None
+        thresholds = recorded.canny_low_threshold, recorded.canny_high_threshold
+        ways = (mirror, not mirror) if augmentation.flip else (mirror,)  # as they are, flipped at random
+        cached = [cache_edges(pairs, thresholds, self._cache(), self.accelerator, view, way) for way in ways]
+
+        def edges(step_pairs: StepPairs) -> np.ndarray:
+            each = zip(step_pairs.indices.tolist(), step_pairs.flipped.tolist(), strict=True)
+            return np.stack([cached[flipped][index] for index, flipped in each])
+
+        return edges
+
     def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
         """Embeddings of the recorded prompt and of the empty one, `2 x T x E`; they are constants of the run."""
         prompts = [pipeline.controlnet.config.default_prompt, ""]
-        return pipeline.encode_prompt(prompts, torch.device("cpu"), 1, do_classifier_free_guidance=False)[0]
+        return cache_prompts(prompts, pipeline, self._cache(), self.accelerator)
 
     def _vae_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         config.check_crops(pipeline.controlnet.config.image_size, pipeline.vae_scale_factor)
@@ -139,18 +159,21 @@ class StageBuilder:
         compares_own = objective.compares_fronts and objective.front_latents == "own"
         mirror = controlnet.config.mirror
         back_latents = self._latents(config, pipeline, pairs, "backs", mirror) if compares_own else None
+        back_edges = self._edges(config, controlnet, pairs, "backs", mirror)
+        front_edges = self._edges(config, controlnet, pairs, "fronts", False) if objective.compares_fronts else None
 
         def make_batch(number: int, sampler: StepSampler) -> Batch:
             batch, step_pairs = denoising(number, sampler)
             blanks = sampler.generator(number, "blank")
-            backs, shown = back_control_batch(step_pairs.backs(), controlnet, blanks, config.condition_dropout)
-            batch["back_control"] = backs
+            batch["back_control"], shown = back_control_batch(
+                step_pairs.backs(), controlnet, blanks, config.condition_dropout, back_edges(step_pairs)
+            )
             if objective.contrastive_weight:
                 weight = objective.weight_at(number // config.gradient_accumulation_steps)
                 batch["contrastive_weight"] = torch.tensor(weight)
                 batch["shown"], batch["groups"] = shown, step_pairs.groups()
             if objective.compares_fronts:
-                batch["front_control"] = front_control_batch(step_pairs.fronts(), controlnet)
+                batch["front_control"] = front_control_batch(step_pairs.fronts(), controlnet, front_edges(step_pairs))
             if compares_own:
                 batch["back_latents"] = back_latents(step_pairs)
             return batch

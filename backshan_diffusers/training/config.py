@@ -184,7 +184,7 @@ class TrainingConfig:
         metadata=_of_run(f"Hide faces of the fronts and leave them out of the loss: {', '.join(FACE_MASKINGS)}."),
     )
     cache_dir: str | None = field(
-        default=None, metadata=_of_run("Folder of pictures and latents, may be shared. None: OUTPUT_DIR/cache.")
+        default=None, metadata=_of_run("Folder of what is computed once, may be shared. None: OUTPUT_DIR/cache.")
     )
     accept_changes: bool = field(
         default=False, metadata=_of_run("Go on in a folder that was begun with other values, from its checkpoints.")

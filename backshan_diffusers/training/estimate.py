@@ -67,6 +67,9 @@ class Rehearsal(TrainingRun):
         shape = pipeline.vae.config.latent_channels, side, side
         return lambda step_pairs: torch.zeros(len(step_pairs.indices), *shape)
 
+    def _edges(self, config, controlnet, pairs: PairArrays, *which) -> Callable[[StepPairs], None]:
+        return lambda step_pairs: None  # those of black pictures are found at once
+
     def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
         return torch.zeros(2, pipeline.tokenizer.model_max_length, pipeline.unet.config.cross_attention_dim)
 

@@ -1,49 +1,26 @@
-"""Pairs and latents computed once, kept on disk under a name that says what they depend on.
-
-Runs may share a cache: a lock keeps two of them from making the same thing. What is complete appears under its name at
-once, what a killed run has done is gone on from, and a file of the wrong size is made anew.
-"""
+"""Pairs as arrays on disk."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from accelerate import Accelerator
-from diffusers import AutoencoderKL
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 
-from ..data import Pairs, PairsError
-from ..data.arrays import CHUNK, read_arrays
-from ..data.checking import read_usable, summary
-from ..data.pairs import MASKS, Skipped, refuse_too_many
-from ..faces import masking_key, read_masked_arrays
-from ..files import complete_file
-from .config import ConfigError
-
-SHARD = 256
-"""Pictures whose latents are computed and kept together."""
-
-AT_ONCE = 8
-"""Pictures that go through a model together where nothing is trained: what fits where a training batch does."""
-
-LEFTOVER_AGE = 24 * 60 * 60
-"""Seconds after which an unfinished file belongs to a run that was killed and has not come back."""
+from ...data import Pairs, PairsError
+from ...data.arrays import CHUNK, read_arrays
+from ...data.checking import read_usable, summary
+from ...data.pairs import MASKS, Skipped, refuse_too_many
+from ...faces import masking_key, read_masked_arrays
+from ...files import complete_file
+from .storage import alone, key_of, writing_in
 
 _logger = logging.getLogger(__name__)
 
@@ -90,12 +67,12 @@ def cache_pairs(
         FaceDetectorMissing: if a front has no face mask, and no detector is installed.
     """
     masks = [name for name in MASKS if name in masks]  # one cache, in whatever order they are asked for
-    key = _key("pairs-3", rows.key, masking_key(mask_face), *masks)
+    key = key_of("pairs-3", rows.key, masking_key(mask_face), *masks)
     names = ["backs", "fronts", "groups", *masks] + ["faces"] * (mask_face != "none")
     paths = {name: folder / f"{key}-{name}.npy" for name in names} | {"attributes": _attributes_path(folder, key)}
     arrays = _open_arrays(paths, rows.size)
     if arrays is None:
-        with _alone(folder, key):
+        with alone(folder, key):
             arrays = _open_arrays(paths, rows.size)  # another run may just have made them
             if arrays is None:
                 read = partial(read_arrays, masks=masks)
@@ -108,7 +85,7 @@ def cache_pairs(
 
 def rows_key(rows: Pairs) -> str:
     """A short hash that is another one where the rows are: by their source's files, or by the code that draws them."""
-    return _key(rows.key)
+    return key_of(rows.key)
 
 
 def read_attributes(pairs: PairArrays, folder: Path) -> list[dict]:
@@ -164,18 +141,18 @@ def _write_pairs(
     paths: dict[str, Path], report: Path, rows: Pairs, workers: int, read: Callable[[Pairs], tuple]
 ) -> None:
     folder = report.parent
-    with _writing_in(folder):
+    with writing_in(folder):
         unfinished = _UnfinishedPairs(paths, rows.size)
     left = rows[CHUNK * len(unfinished.chunks) :]
     for made, _, bad in read_usable(left, workers, read) if len(left) else ():
-        with _writing_in(folder):
+        with writing_in(folder):
             unfinished.append(made, bad)
         try:
             refuse_too_many(unfinished.skipped(), len(rows))
         except PairsError:
             unfinished.discard()
             raise
-    with _writing_in(folder):
+    with writing_in(folder):
         found = replace(rows.findings, skipped=(*rows.findings.skipped, *unfinished.skipped()))
         report.write_text(summary(unfinished.rows(), found) + "\n", encoding="utf-8")
         unfinished.finish()
@@ -279,132 +256,3 @@ def _append(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def cache_latents(
-    pairs: PairArrays,
-    vae: AutoencoderKL,
-    folder: Path,
-    accelerator: Accelerator,
-    view: str = "fronts",
-    flipped: bool = False,
-) -> torch.Tensor:
-    """Scaled VAE latents of every front, or back, computed once for these pairs and these weights.
-
-    They are computed in shards of `SHARD` pictures, shared out among the processes; shards that are there are kept.
-
-    Args:
-        pairs: `N` of them.
-        vae: on the device that computes.
-        folder: where caches live.
-        accelerator: knows the processes; all of them call this function.
-        view: `fronts` or `backs`.
-        flipped: whether the pictures are flipped left-right before they are encoded, which flips no latents.
-
-    Returns:
-        `N x C x H x W` float32: the posterior's mean times the scaling factor.
-
-    Raises:
-        ConfigError: if the folder cannot be written.
-    """
-    source = getattr(pairs, view)
-    key = _key("latents-3", pairs.key, vae.config.scaling_factor, _fingerprint(vae), view, flipped)
-    paths = [folder / f"{key}-{start:07d}.safetensors" for start in range(0, len(source), SHARD)]
-    mine = range(accelerator.process_index, len(paths), accelerator.num_processes)
-    with _alone(folder, key) if accelerator.is_main_process else nullcontext():
-        accelerator.wait_for_everyone()  # until this run has the folder's latents for itself
-        missing = {
-            paths[shard]: source[shard * SHARD : (shard + 1) * SHARD] for shard in mine if not _is_whole(paths[shard])
-        }
-        left = sum(map(len, missing.values()))
-        with tqdm(total=left, desc=f"latents of {view}", unit=" pictures", disable=not left) as progress:
-            for path, pictures in missing.items():
-                latents = encode(pictures[:, :, ::-1] if flipped else pictures, vae)
-                with _writing_in(folder):
-                    save_atomically({"latents": latents}, path)
-                progress.update(len(pictures))
-        accelerator.wait_for_everyone()
-    return torch.cat([load_file(path)["latents"] for path in paths])
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a shard is there and as long as its header says."""
-    if not path.exists():
-        return False
-    try:
-        with safe_open(path, "pt") as shard:
-            return "latents" in shard.keys()  # noqa: SIM118 (no mapping)
-    except SafetensorError:
-        _logger.warning("the cached latents %s are damaged: they are made anew.", path)
-        return False
-
-
-@torch.no_grad()
-def encode(pictures: np.ndarray, vae: AutoencoderKL) -> torch.Tensor:
-    """Scaled latents of `N x S x S x 3` uint8 pictures, on the CPU: `N x C x H x W` float32, the posterior's mean."""
-    starts = range(0, len(pictures), AT_ONCE)
-    batches = [to_pixels(pictures[start : start + AT_ONCE]).to(vae.device, vae.dtype) for start in starts]
-    means = torch.cat([vae.encode(batch).latent_dist.mean.float().cpu() for batch in batches])
-    return means * vae.config.scaling_factor
-
-
-def to_pixels(pictures: np.ndarray) -> torch.Tensor:
-    """`B x H x W x 3` uint8 to `B x 3 x H x W` float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def save_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write safetensors beside `path` and rename, so that a reader sees all of it or nothing."""
-    with complete_file(path) as pending:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, pending)
-
-
-@contextmanager
-def _alone(folder: Path, key: str) -> Iterator[None]:
-    """Keep other runs from making what `key` names while this one does."""
-    lock = FileLock(folder / f".{key}.lock")
-    with _writing_in(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _drop_leftovers(folder, key)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            _logger.warning("another run fills the cache %s with what this one needs: it is waited for.", folder)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _writing_in(folder: Path) -> Iterator[None]:
-    """Within, what the disk refuses becomes one sentence."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ConfigError(
-            f"the cache {folder} cannot be written ({reason}): make room there, or give another cache_dir, and run"
-            " the same command again."
-        ) from error
-
-
-def _drop_leftovers(folder: Path, key: str) -> None:
-    """Remove unfinished files that nobody has touched for `LEFTOVER_AGE`, but for what `key` can go on from."""
-    for path in (*folder.glob("*.tmp"), *folder.glob(".unfinished-*")):
-        with suppress(FileNotFoundError):  # another run may clean up too
-            if key not in path.name and time.time() - path.stat().st_mtime > LEFTOVER_AGE:
-                path.unlink()
-
-
-def _fingerprint(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _key(*parts) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
