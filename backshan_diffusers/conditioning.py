@@ -90,10 +90,10 @@ def control_tensor(pixels: np.ndarray, edges: np.ndarray | None, conditioning: s
     Args:
         pixels (`numpy.ndarray`): `(H, W, 3)` of `uint8`, flipped already if it is to be.
         edges (`numpy.ndarray`): `(H, W)` of `uint8`, its `canny_edges`; not needed where `conditioning` has none.
-        conditioning (`str`): one of `CONDITIONINGS`.
+        conditioning (`str`): one of `CONDITIONINGS` but `latents`.
     """
     channels = []
-    for part in conditioning_parts(conditioning):
+    for part in _picture_parts(conditioning):
         if part == "canny":
             channels.append(np.repeat(edges[:, :, None], CHANNELS_PER_PART, axis=2))
         else:
