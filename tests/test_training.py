@@ -605,7 +605,8 @@ def test_a_base_with_a_stock_controlnet_reads_edges_unless_told(tmp_path):
     assert isinstance(opened, BackshanControlNetModel)
     assert (opened.config.conditioning, opened.config.image_size) == ("canny", 64)
     assert torch.equal(opened.conv_in.weight, stock.conv_in.weight)
-    assert open_base(str(tmp_path), 0, conditioning="canny+rgb").controlnet.config.conditioning == "canny+rgb"
+    for told in ("canny+rgb", "latents"):
+        assert open_base(str(tmp_path), 0, conditioning=told).controlnet.config.conditioning == told
 
 
 def test_a_base_without_controlnet_gets_one(tmp_path):
