@@ -243,7 +243,7 @@ front = pipe("back.png").images[0]
     stock = f"""{_control(config, "StableDiffusionControlNetPipeline")}
 
 pipe = StableDiffusionControlNetPipeline.from_pretrained("{repo_id}")
-front = pipe("{config["default_prompt"]}", image=control, {_settings(config)}).images[0]
+{_encoding(config)}front = pipe("{config["default_prompt"]}", image=control, {_settings(config)}).images[0]
 """
     return "\n\n".join(
         [
@@ -264,7 +264,7 @@ def _ways_of_a_controlnet(repo_id: str, config: Mapping[str, Any], base: str | N
 
 controlnet = ControlNetModel.from_pretrained("{repo_id}")
 pipe = StableDiffusionControlNetPipeline.from_pretrained("{base}", controlnet=controlnet)
-front = pipe("{config["default_prompt"]}", image=control, {_settings(config)}).images[0]
+{_encoding(config)}front = pipe("{config["default_prompt"]}", image=control, {_settings(config)}).images[0]
 """
     return "\n\n".join(
         [
@@ -300,10 +300,13 @@ def _settings(config: Mapping[str, Any]) -> str:
 
 
 def _control(config: Mapping[str, Any], classes: str) -> str:
-    """Code that imports classes of diffusers, and makes the control picture of a square back without this package."""
+    """Code that imports classes of diffusers, and makes the control picture of a square back without this package.
+
+    For latents it is the picture that `_encoding` goes on with.
+    """
     parts, side = config["conditioning"].split("+"), config["image_size"]
     edges = f"cv2.Canny(back, {config['canny_low_threshold']}, {config['canny_high_threshold']})"
-    channels = {"rgb": "back", "canny": f"np.repeat({edges}[:, :, None], 3, axis=2)"}
+    channels = {"rgb": "back", "latents": "back", "canny": f"np.repeat({edges}[:, :, None], 3, axis=2)"}
     flip = "[:, ::-1]" if config["mirror"] else ""
     lines = [
         *(["import cv2"] if "canny" in parts else []),
@@ -318,3 +321,15 @@ def _control(config: Mapping[str, Any], classes: str) -> str:
         "control = torch.from_numpy(control).permute(2, 0, 1)[None].float() / 255",
     ]
     return "\n".join(lines)
+
+
+def _encoding(config: Mapping[str, Any]) -> str:
+    """Code between the making of a pipeline and its call: for latents, the control tensor from the control picture."""
+    if config["conditioning"] != "latents":
+        return ""
+    side = config["image_size"]
+    return f"""\
+with torch.no_grad():
+    latents = pipe.vae.encode(control * 2 - 1).latent_dist.mean * pipe.vae.config.scaling_factor
+control = torch.nn.functional.interpolate(latents, ({side}, {side}))
+"""

@@ -4,20 +4,31 @@ import cv2
 import numpy as np
 import PIL.Image
 import torch
+from diffusers import AutoencoderKL
 
-CONDITIONINGS = ("canny", "rgb", "canny+rgb")
+CONDITIONINGS = ("canny", "rgb", "canny+rgb", "latents")
 """What may enter the ControlNet; the names' parts give the channels in their order."""
 
+LATENTS = "latents"
+"""The one that no picture gives by itself: it takes a VAE, see `picture_latents` and `control_latents`."""
+
 CHANNELS_PER_PART = 3
+"""Of all parts but latents."""
 
 CANNY_LOW_THRESHOLD = 100
 CANNY_HIGH_THRESHOLD = 200
 """Thresholds of the gradient's magnitude (absolute values of both directions added) in 8-bit grey levels."""
 
 
-def conditioning_channels(conditioning: str) -> int:
-    """Number of channels of a control tensor: 3 for `canny` and `rgb`, 6 for `canny+rgb`."""
-    return CHANNELS_PER_PART * len(conditioning_parts(conditioning))
+def conditioning_channels(conditioning: str, latent_channels: int) -> int:
+    """Number of channels of a control tensor: 3 for `canny` and `rgb`, 6 for `canny+rgb`, the VAE's for `latents`.
+
+    Args:
+        conditioning (`str`): one of `CONDITIONINGS`.
+        latent_channels (`int`): how many the VAE's latents have; the `in_channels` of U-Net and ControlNet.
+    """
+    parts = conditioning_parts(conditioning)
+    return latent_channels if parts == [LATENTS] else CHANNELS_PER_PART * len(parts)
 
 
 def conditioning_parts(conditioning: str) -> list[str]:
@@ -45,7 +56,7 @@ def control_image(
 
     Args:
         picture (`PIL.Image.Image` or `numpy.ndarray`): RGB, or `(H, W, 3)` of `uint8`.
-        conditioning (`str`): one of `CONDITIONINGS`.
+        conditioning (`str`): one of `CONDITIONINGS` but `latents`, which a VAE makes of the `rgb` one.
         mirror (`bool`): whether the picture is flipped left-right before anything else is done.
         canny_low_threshold (`int`): edges weaker than this are dropped.
         canny_high_threshold (`int`): edges stronger than this are kept; those between only if connected to such a one.
@@ -54,9 +65,9 @@ def control_image(
         `torch.Tensor`: `(C, H, W)`, float32 in [0, 1]; three equal Canny channels, and R, G, B, in the name's order.
 
     Raises:
-        ValueError: if `conditioning` is none of `CONDITIONINGS`, or the picture is not RGB of 8 bits.
+        ValueError: if `conditioning` is none of these, or the picture is not RGB of 8 bits.
     """
-    parts = conditioning_parts(conditioning)
+    parts = _picture_parts(conditioning)
     pixels = np.asarray(picture)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(
@@ -79,10 +90,10 @@ def control_tensor(pixels: np.ndarray, edges: np.ndarray | None, conditioning: s
     Args:
         pixels (`numpy.ndarray`): `(H, W, 3)` of `uint8`, flipped already if it is to be.
         edges (`numpy.ndarray`): `(H, W)` of `uint8`, its `canny_edges`; not needed where `conditioning` has none.
-        conditioning (`str`): one of `CONDITIONINGS`.
+        conditioning (`str`): one of `CONDITIONINGS` but `latents`.
     """
     channels = []
-    for part in conditioning_parts(conditioning):
+    for part in _picture_parts(conditioning):
         if part == "canny":
             channels.append(np.repeat(edges[:, :, None], CHANNELS_PER_PART, axis=2))
         else:
@@ -91,17 +102,54 @@ def control_tensor(pixels: np.ndarray, edges: np.ndarray | None, conditioning: s
     return torch.from_numpy(np.ascontiguousarray(stacked)).float() / 255
 
 
-def blank_control(conditioning: str, side: int) -> torch.Tensor:
+@torch.no_grad()
+def picture_latents(pixels: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
+    """The latents of pictures: the posterior's mean times the scaling factor, `B x C x h x w` float32.
+
+    Args:
+        pixels (`torch.Tensor`): `B x 3 x H x W` in [-1, 1], on the device on which the VAE computes.
+        vae (`AutoencoderKL`): in any type of numbers.
+    """
+    return vae.encode(pixels.to(vae.dtype)).latent_dist.mean.float() * vae.config.scaling_factor
+
+
+def control_latents(latents: torch.Tensor, side: int) -> torch.Tensor:
+    """The control tensor of `B x C x h x h` latents: each of them repeated over the pixels that it stands for.
+
+    A picture's size is what the condition embedding of every ControlNet takes, so that stock classes read latents too.
+
+    Args:
+        latents (`torch.Tensor`): of pictures that were mirrored before they were encoded, if they have to be.
+        side (`int`): of the pictures in px.
+
+    Returns:
+        `torch.Tensor`: `B x C x side x side`.
+    """
+    return torch.nn.functional.interpolate(latents, (side, side), mode="nearest")
+
+
+def blank_control(conditioning: str, side: int, vae: AutoencoderKL) -> torch.Tensor:
     """The control tensor of a white picture, which shows no back: `C x side x side`; white has no edges."""
+    if conditioning == LATENTS:
+        white = torch.ones(1, 3, side, side, device=vae.device)
+        return control_latents(picture_latents(white, vae), side)[0].cpu()
     return control_image(np.full((side, side, 3), 255, dtype=np.uint8), conditioning, mirror=False)
 
 
 def control_picture(control: torch.Tensor, conditioning: str) -> PIL.Image.Image:
     """A control tensor `(C, H, W)` in [0, 1] as an RGB picture; several parts lie side by side in the name's order."""
-    if control.ndim != 3 or control.shape[0] != conditioning_channels(conditioning):
+    channels = CHANNELS_PER_PART * len(_picture_parts(conditioning))
+    if control.ndim != 3 or control.shape[0] != channels:
         raise ValueError(
-            f"a {conditioning} control tensor has {conditioning_channels(conditioning)} x H x W values:"
+            f"a {conditioning} control tensor has {channels} x H x W values:"
             f" give one of that shape, not {tuple(control.shape)}."
         )
     side_by_side = torch.cat(control.detach().cpu().float().split(CHANNELS_PER_PART), dim=2)
     return PIL.Image.fromarray((side_by_side * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def _picture_parts(conditioning: str) -> list[str]:
+    """The parts of a control tensor that is a picture."""
+    if conditioning == LATENTS:
+        raise ValueError("latents are no picture: make one as rgb, and its latents with picture_latents and a VAE.")
+    return conditioning_parts(conditioning)

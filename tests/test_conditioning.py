@@ -8,8 +8,19 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from tiny import tiny_pipeline
 
-from backshan_diffusers.conditioning import CONDITIONINGS, conditioning_channels, control_image, control_picture
+from backshan_diffusers.conditioning import (
+    CONDITIONINGS,
+    blank_control,
+    conditioning_channels,
+    control_image,
+    control_latents,
+    control_picture,
+    picture_latents,
+)
+
+PICTURES = ("canny", "rgb", "canny+rgb")
 
 
 def drawing(width=96, height=64):
@@ -26,10 +37,11 @@ def edges(pixels, low=100, high=200):
 
 
 def test_channels():
-    assert [conditioning_channels(name) for name in CONDITIONINGS] == [3, 3, 6]
-    for name in CONDITIONINGS:
+    assert (*PICTURES, "latents") == CONDITIONINGS
+    assert [conditioning_channels(name, 8) for name in CONDITIONINGS] == [3, 3, 6, 8]
+    for name in PICTURES:
         control = control_image(drawing(), name, mirror=False)
-        assert control.shape == (conditioning_channels(name), 64, 96)
+        assert control.shape == (conditioning_channels(name, 8), 64, 96)
         assert control.dtype == torch.float32 and control.is_contiguous()
         assert control.min() >= 0 and control.max() <= 1
 
@@ -53,7 +65,7 @@ def test_canny_is_three_equal_channels_of_the_mirrored_picture(mirror):
 
 def test_mirroring_is_flipping_the_picture_first():
     flipped = drawing().transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
-    for name in CONDITIONINGS:
+    for name in PICTURES:
         torch.testing.assert_close(
             control_image(drawing(), name, mirror=True), control_image(flipped, name, mirror=False), rtol=0, atol=0
         )
@@ -114,7 +126,7 @@ def test_edges_equal_those_of_controlnet_aux(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", CONDITIONINGS)
+@pytest.mark.parametrize("name", PICTURES)
 def test_control_picture_shows_what_entered(name):
     control = control_image(drawing(), name, mirror=True)
     pixels = np.asarray(control_picture(control, name))
@@ -131,14 +143,48 @@ def test_control_picture_rounds():
 
 def test_bad_arguments_are_refused():
     for call in (
-        lambda: conditioning_channels("depth"),
+        lambda: conditioning_channels("depth", 4),
         lambda: control_image(drawing(), "rgb+canny", False),
         lambda: control_picture(torch.zeros(3, 8, 8), "edges"),
     ):
-        with pytest.raises(ValueError, match="choose one of canny, rgb, canny\\+rgb"):
+        with pytest.raises(ValueError, match="choose one of canny, rgb, canny\\+rgb, latents\\."):
             call()
     for picture in (drawing().convert("L"), drawing().convert("RGBA"), np.zeros((8, 8, 3), np.float32)):
         with pytest.raises(ValueError, match="load_picture"):
             control_image(picture, "rgb", False)
     with pytest.raises(ValueError, match="6 x H x W"):
         control_picture(torch.zeros(3, 8, 8), "canny+rgb")
+    for call in (
+        lambda: control_image(drawing(), "latents", False),
+        lambda: control_picture(torch.zeros(4, 8, 8), "latents"),
+    ):
+        with pytest.raises(ValueError, match="^latents are no picture: make one as rgb, .*\\.$"):
+            call()
+
+
+@torch.no_grad()
+def test_latents_are_the_scaled_means_of_the_posterior():
+    vae = tiny_pipeline().vae
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    vae.register_to_config(scaling_factor=0.25)
+    latents = picture_latents(pixels, vae)
+    assert latents.shape == (2, 4, 8, 8) and not latents.requires_grad
+    torch.testing.assert_close(latents, vae.encode(pixels).latent_dist.mode() / 4)
+    halved = picture_latents(pixels, vae.bfloat16())
+    assert halved.dtype == torch.float32
+    torch.testing.assert_close(halved, latents, atol=0.1, rtol=0)
+
+
+def test_latents_are_repeated_over_the_pixels_they_stand_for():
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    control = control_latents(latents, 64)
+    assert torch.equal(control, torch.from_numpy(np.kron(latents.numpy(), np.ones((8, 8), np.float32))))
+
+
+def test_a_blank_control_is_that_of_a_white_picture():
+    vae, white = tiny_pipeline().vae, np.full((64, 64, 3), 255, np.uint8)
+    for name in PICTURES:
+        assert torch.equal(blank_control(name, 64, vae), control_image(white, name, mirror=False))
+    expected = control_latents(picture_latents(control_image(white, "rgb", mirror=False)[None] * 2 - 1, vae), 64)[0]
+    assert expected.std() > 0.01
+    assert torch.equal(blank_control("latents", 64, vae), expected)

@@ -29,7 +29,8 @@ def cut(batch: dict, parts: int) -> list[dict]:
     """The batch as micro-batches."""
     size = len(batch["latents"]) // parts
     places = [slice(part * size, (part + 1) * size) for part in range(parts)]
-    return [{name: value[place] if value.ndim else value for name, value in batch.items()} for place in places]
+    shared = {name: batch[name] for name in ("contrastive_weight", "blank_control")}
+    return [{name: value[place] for name, value in batch.items() if name not in shared} | shared for place in places]
 
 
 def gradients(stage) -> torch.Tensor:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from peft import LoraConfig
 from tiny import TINY, build_controlnet, tiny_controlnet, tiny_unet, wake
 
@@ -37,7 +37,7 @@ def stock_controlnet(conditioning_channels: int = 3, channel_order: str = "rgb")
     return stock
 
 
-@pytest.mark.parametrize(("conditioning", "channels"), [("canny", 3), ("rgb", 3), ("canny+rgb", 6)])
+@pytest.mark.parametrize(("conditioning", "channels"), [("canny", 3), ("rgb", 3), ("canny+rgb", 6), ("latents", 4)])
 def test_conditioning_fixes_the_width_of_the_condition(conditioning, channels):
     model = tiny_controlnet(conditioning)
     assert model.config.conditioning_channels == channels
@@ -47,6 +47,18 @@ def test_conditioning_fixes_the_width_of_the_condition(conditioning, channels):
 def test_a_width_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="canny\\+rgb.*6 channels.*is 3"):
         BackshanControlNetModel(conditioning="canny+rgb", conditioning_channels=3)
+
+
+def test_latents_are_as_wide_as_the_unets_input():
+    unet = UNet2DConditionModel.from_config(tiny_unet().config, in_channels=9)
+    made = BackshanControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=TINY.condition_channels, conditioning="latents"
+    )
+    again = BackshanControlNetModel.from_config(made.config)
+    for model in (made, again):
+        assert model.config.conditioning_channels == model.controlnet_cond_embedding.conv_in.in_channels == 9
+    with pytest.raises(ValueError, match="'latents' has 4 channels, but conditioning_channels is 3"):
+        BackshanControlNetModel(conditioning="latents", conditioning_channels=3)
 
 
 def test_an_unknown_conditioning_is_refused():
@@ -129,6 +141,27 @@ def test_from_controlnet_keeps_what_the_old_channels_do(conditioning, channel_or
         for old, new in zip(every(stock(**theirs)), every(model(**ours)), strict=True):
             torch.testing.assert_close(old, new)
     assert (model.config.conditioning, model.config.mirror) == (conditioning, False)
+
+
+@pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
+def test_from_controlnet_reads_latents_as_black_until_it_has_learned(channel_order):
+    """The kernels for a picture say nothing about latents."""
+    stock = stock_controlnet(channel_order=channel_order)
+    model = BackshanControlNetModel.from_controlnet(stock, conditioning="latents")
+    assert (model.config.conditioning, model.config.conditioning_channels) == ("latents", 4)
+    black = inputs() | {"controlnet_cond": torch.zeros(2, 3, 64, 64)}
+    output = model(**inputs(4))
+    for old, new in zip(every(stock(**black)), every(output), strict=True):
+        torch.testing.assert_close(old, new)
+    output.mid_block_res_sample.sum().backward()
+    assert model.controlnet_cond_embedding.conv_in.weight.grad.flatten(2).abs().sum(2).min() > 0
+
+
+def test_from_controlnet_keeps_one_that_reads_latents():
+    for controlnet in (stock_controlnet(4), tiny_controlnet("latents")):
+        model = BackshanControlNetModel.from_controlnet(controlnet, conditioning="latents")
+        assert model.config.conditioning == "latents"
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), controlnet.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
@@ -249,19 +282,32 @@ def test_from_controlnet_refuses_a_stock_one_of_another_width(channels, conditio
         BackshanControlNetModel.from_controlnet(stock, conditioning=conditioning)
 
 
-@pytest.mark.parametrize(("read", "conditioning"), [("canny+rgb", "canny"), ("rgb", "canny"), ("canny", "rgb")])
+def test_from_controlnet_refuses_latents_where_a_stock_one_reads_neither_them_nor_a_picture():
+    with pytest.raises(
+        ValueError, match="reads 6 condition channels and latents have 4: give one that .* picture's.$"
+    ):
+        BackshanControlNetModel.from_controlnet(stock_controlnet(6), conditioning="latents")
+
+
+@pytest.mark.parametrize(
+    ("read", "conditioning"),
+    [("canny+rgb", "canny"), ("rgb", "canny"), ("canny", "rgb"), ("rgb", "latents"), ("latents", "rgb")],
+)
 def test_from_controlnet_refuses_to_drop_what_one_of_ours_reads(read, conditioning):
     with pytest.raises(ValueError, match=f"reads {read.replace('+', '.')}, which is not all in {conditioning}:"):
         BackshanControlNetModel.from_controlnet(tiny_controlnet(read), conditioning=conditioning)
 
 
-def test_a_folder_of_ours_opens_in_the_stock_class(tmp_path):
-    model = tiny_controlnet("canny+rgb")
+@pytest.mark.parametrize(("conditioning", "channels"), [("canny+rgb", 6), ("latents", 4)])
+def test_a_folder_of_ours_opens_in_the_stock_class(tmp_path, conditioning, channels):
+    model = tiny_controlnet(conditioning)
     model.save_pretrained(tmp_path)
     stock = ControlNetModel.from_pretrained(tmp_path)
     assert type(stock) is ControlNetModel
     with torch.no_grad():
-        for ours, theirs in zip(every(model.eval()(**inputs(6))), every(stock(**inputs(6))), strict=True):
+        for ours, theirs in zip(
+            every(model.eval()(**inputs(channels))), every(stock(**inputs(channels))), strict=True
+        ):
             assert torch.equal(ours, theirs)
 
 

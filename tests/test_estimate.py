@@ -46,14 +46,18 @@ def test_operations_of_a_step_are_those_counted_by_hand(tmp_path, head_learns):
         assert counted == parts * (forward + backward)
 
 
-@pytest.mark.parametrize("preset", ["mse", "paper", "dispersive", "backshan"])
+@pytest.mark.parametrize(
+    ("preset", "conditioning"),
+    [("mse", "rgb"), ("paper", "rgb"), ("dispersive", "rgb"), ("backshan", "rgb"), ("backshan", "latents")],
+)
 @sdpa_kernel(SDPBackend.MATH)
-def test_a_rehearsed_step_costs_what_the_real_one_does(tmp_path, preset):
+def test_a_rehearsed_step_costs_what_the_real_one_does(tmp_path, preset, conditioning):
     (tmp_path / "cache").mkdir()
-    settings = tiny_config(tmp_path, objective={"preset": preset}, crop_sizes=(32,))
+    settings = tiny_config(tmp_path, objective={"preset": preset}, conditioning=conditioning, crop_sizes=(32,))
     needs = {stage.name: stage for stage in rehearse(settings).stages}
     for name in ("vae", "prior", "controlnet", "joint"):
-        module, make_batch = TrainingRun(settings).build_stage(name, build_pipeline(TINY, 0), pair_arrays())
+        pipeline = build_pipeline(TINY, 0, conditioning=conditioning)
+        module, make_batch = TrainingRun(settings).build_stage(name, pipeline, pair_arrays())
         sampler = StepSampler(0, name)
         assert needs[name].step_flops == step_flops(module, make_batch(0, sampler), settings)
 

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import re
 import shutil
 from pathlib import Path
 
@@ -165,9 +166,11 @@ def test_origin_of_a_folder(tiny_folder):
     assert origin_of(Path(MINI))["license"] == "apache-2.0"
 
 
-def test_a_condition_of_six_channels_is_refused():
-    with pytest.raises(ExportError, match=r"3 channels, and canny\+rgb has 6: export a model that reads canny or rgb"):
-        original_layout.check_loadable(full_size(conditioning="canny+rgb"))
+@pytest.mark.parametrize(("conditioning", "channels"), [("canny+rgb", 6), ("latents", 4)])
+def test_a_condition_that_is_no_picture_is_refused(conditioning, channels):
+    message = f"3 channels, and {re.escape(conditioning)} has {channels}: export a model that reads canny or rgb"
+    with pytest.raises(ExportError, match=message):
+        original_layout.check_loadable(full_size(conditioning=conditioning))
 
 
 @pytest.mark.parametrize(

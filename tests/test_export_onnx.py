@@ -133,6 +133,27 @@ def test_the_description_says_all_that_is_needed(exported):
     assert "flipped left-right" in readme and "Front side of the person" in readme
 
 
+def test_for_latents_the_encoder_is_a_part_too(exported, tmp_path, drawn_backs):
+    """`exported` alone says whether the packages are there."""
+    pipe = tiny_pipeline("latents", zero_residuals=True)
+    export_onnx(pipe, tmp_path / "latents", ORIGIN)
+    ours = Exported(tmp_path / "latents")
+    assert ours.description["parts"]["controlnet"]["inputs"]["control"]["shape"] == ["batch", 4, 64, 64]
+    entered = []
+    pipe.controlnet.register_forward_pre_hook(
+        lambda module, args, kwargs: entered.append(kwargs["controlnet_cond"]), with_kwargs=True
+    )
+    pipe(drawn_backs[0], num_inference_steps=1)
+    back = control_image(drawn_backs[0], "rgb", mirror=True)[None].numpy()
+    assert close(ours.run("vae_encoder", back=back)["control"], entered[0])
+    readme = (ours.folder / "README.md").read_text(encoding="utf-8")
+    assert (
+        "`back` is that square,\n   flipped left-right, with values from 0 to 1; `vae_encoder` makes `control`"
+        in readme
+    )
+    assert "vae_encoder" not in exported.description["parts"]
+
+
 def test_no_file_holds_a_path_of_this_machine(exported):
     paths = [str(place).encode() for place in (ROOT, Path(torch.__file__).parents[1], exported.folder.parent)]
     for file in exported.folder.rglob("*"):

@@ -21,7 +21,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
 
-from backshan_diffusers import cards, hub, remote_code
+from backshan_diffusers import BackToFrontPipeline, cards, hub, remote_code
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.pictures import save_picture
 from backshan_diffusers.training.lora import add_lora, save_lora
@@ -657,10 +657,11 @@ def fronts(clients, card: str, tmp_path: Path) -> list[np.ndarray]:
     return made
 
 
-@pytest.mark.parametrize("conditioning", ["rgb", "canny+rgb"])
+@pytest.mark.parametrize("conditioning", ["rgb", "canny+rgb", "latents"])
 def test_the_ways_on_the_card_of_a_pipeline(server, clients, tmp_path, drawn_backs, conditioning):
-    pipe = tiny_pipeline(conditioning)
-    pipe.save_pretrained(tmp_path / "model")
+    tiny_pipeline(conditioning).save_pretrained(tmp_path / "model")
+    # opened again, because weights lie otherwise in memory then, and the encoder of latents adds up in another order
+    pipe = BackToFrontPipeline.from_pretrained(tmp_path / "model")
     name = f"org/ways-{conditioning.replace('+', '-')}"
     clients.run(PUSH, tmp_path / "model", name).checked()
     card = server.files(name)["README.md"].decode()
@@ -673,8 +674,11 @@ def test_the_ways_on_the_card_of_a_pipeline(server, clients, tmp_path, drawn_bac
     expected = pipe(
         drawn_backs[0], generator=torch.Generator().manual_seed(0), output_type="np", num_inference_steps=3
     ).images[0]
-    for made in fronts(clients, card, tmp_path):
-        assert np.array_equal(made, expected)
+    made = fronts(clients, card, tmp_path)
+    for number in (0, 1, 3):
+        assert np.array_equal(made[number], expected)
+    # a picture made by hand does so too
+    assert np.abs(made[2] - expected).max() <= (1e-5 if conditioning == "latents" else 0)
     assert server.unknown == []
 
 

@@ -120,6 +120,73 @@ def test_the_recorded_control_picture_enters(conditioning, mirror):
     np.testing.assert_array_equal(np.asarray(shown[0]), beside)
 
 
+def latents_entering(pipe, *backs, mirror=True):
+    """The control tensor of backs for a ControlNet that reads latents, written down a second time."""
+    squares = np.stack([letterboxed(back)[0][:, ::-1] if mirror else letterboxed(back)[0] for back in backs])
+    pixels = torch.from_numpy(squares).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        latents = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+    return torch.from_numpy(np.kron(latents.numpy(), np.ones((8, 8), np.float32)))
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_the_latents_of_the_back_enter(mirror):
+    pipe = tiny_pipeline("latents", mirror=mirror)
+    back = photo()
+    expected = latents_entering(pipe, back, mirror=mirror)
+    assert expected.std(dim=(2, 3)).min() > 0.01
+    entered = entering(pipe, back)
+    assert entered.shape == (1, 4, SIDE, SIDE) and entered.dtype == torch.float32
+    torch.testing.assert_close(entered, expected, rtol=0, atol=1e-5)
+    shown = pipe(back, num_inference_steps=1).control_images
+    square, _ = letterboxed(back)
+    assert len(shown) == 1
+    np.testing.assert_array_equal(np.asarray(shown[0]), square[:, ::-1] if mirror else square)
+
+
+def test_the_latents_of_several_backs_enter():
+    pipe = tiny_pipeline("latents")
+    backs = [photo(), photo(80, 50, 1)]
+    one, other = latents_entering(pipe, *backs)
+    several = {"num_images_per_prompt": 2, "guidance_scale": 3.0}
+    for guess_mode, expected in ((False, [one, one, other, other] * 2), (True, [one, one, other, other])):
+        entered = entering(pipe, backs, guess_mode=guess_mode, **several)
+        torch.testing.assert_close(entered, torch.stack(expected), rtol=0, atol=1e-5)
+    shown = pipe(backs, num_inference_steps=1, **several).control_images
+    np.testing.assert_array_equal(np.asarray(shown[1]), letterboxed(backs[1])[0][:, ::-1])
+    entered = entering(pipe, backs[0], prompt=["one", "two"])
+    torch.testing.assert_close(entered, torch.stack([one, one]), rtol=0, atol=1e-5)
+    assert entering(pipe, backs[0], height=128).shape == (1, 4, 128, 128)
+
+
+def test_latents_enter_an_offloaded_and_a_half_precise_pipeline():
+    pipe = tiny_pipeline("latents")
+    expected = latents_entering(pipe, photo())
+    pipe.enable_model_cpu_offload(device="cuda" if torch.cuda.is_available() else "cpu")
+    for _ in range(2):
+        torch.testing.assert_close(entering(pipe, photo()).cpu(), expected, rtol=0, atol=1e-4)
+    pipe.remove_all_hooks()
+    pipe.to("cpu", torch.bfloat16)
+    entered = entering(pipe, photo())
+    assert entered.dtype == torch.bfloat16
+    torch.testing.assert_close(entered.float(), expected, rtol=0, atol=0.1)
+
+
+def test_the_stock_pipeline_takes_latents_made_by_hand(tmp_path):
+    pipe = tiny_pipeline("latents")
+    pipe.save_pretrained(tmp_path)
+    given = {"num_inference_steps": 3, "guidance_scale": 1.0, "output_type": "latent"}
+    expected = pipe(photo(), generator=seeded(), **given).images
+    stock = StableDiffusionControlNetPipeline.from_pretrained(tmp_path)
+    stock.set_progress_bar_config(disable=True)
+    control = latents_entering(pipe, photo())
+    found = stock("Front side of the person", control, generator=seeded(), **given).images
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    blind = stock("Front side of the person", 0 * control, generator=seeded(), **given).images
+    assert (blind - expected).abs().max() > 0.01
+    assert BackToFrontPipeline.from_pretrained(tmp_path).controlnet.config.conditioning == "latents"
+
+
 def test_an_argument_wins_over_what_is_recorded():
     pipe = tiny_pipeline("rgb", mirror=True)
     square, _ = letterboxed(photo())
@@ -685,7 +752,7 @@ def test_a_stock_controlnet_needs_a_conditioning(pipe):
     stock = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 4, 4, 8))
     pipe = BackToFrontPipeline(**pipe.components | {"controlnet": stock})
     pipe.set_progress_bar_config(disable=True)
-    with pytest.raises(ValueError, match="pass conditioning as canny, rgb, canny\\+rgb"):
+    with pytest.raises(ValueError, match="pass conditioning as canny, rgb, canny\\+rgb, latents\\.$"):
         pipe(photo())
     square, _ = letterboxed(photo())
     entered = entering(pipe, photo(), conditioning="canny", guidance_scale=1.0)
@@ -694,12 +761,34 @@ def test_a_stock_controlnet_needs_a_conditioning(pipe):
     np.testing.assert_allclose(entered[0].numpy(), square[:, ::-1].transpose(2, 0, 1) / 255, atol=1e-6)
     with pytest.raises(ValueError, match="takes 3 channels but canny\\+rgb has 6"):
         pipe(photo(), conditioning="canny+rgb")
+    with pytest.raises(ValueError, match="takes 3 channels but latents has 4: choose another conditioning.$"):
+        pipe(photo(), conditioning="latents")
     steps = []
     pipe(photo(), conditioning="canny", callback_on_step_end=lambda pipe, i, t, state: steps.append(i) or state)
     assert len(steps) == 50 and pipe.guidance_scale == 7.5
     expected = pipe(photo(), "Front side of the person", "canny", num_inference_steps=2, generator=seeded()).images
     found = pipe(photo(), conditioning="canny", num_inference_steps=2, generator=seeded()).images
     assert np.array_equal(np.asarray(found[0]), np.asarray(expected[0]))
+
+
+def test_a_stock_controlnet_of_their_width_takes_latents(pipe):
+    stock = ControlNetModel.from_unet(
+        pipe.unet, conditioning_embedding_out_channels=(4, 4, 4, 8), conditioning_channels=4
+    )
+    pipe = BackToFrontPipeline(**pipe.components | {"controlnet": stock})
+    pipe.set_progress_bar_config(disable=True)
+    entered = entering(pipe, photo(), conditioning="latents", guidance_scale=1.0)
+    torch.testing.assert_close(entered, latents_entering(pipe, photo(), mirror=False), rtol=0, atol=1e-5)
+
+
+def test_latents_and_a_picture_enter_two_controlnets(pipe):
+    several = BackToFrontPipeline(
+        **pipe.components | {"controlnet": [tiny_pipeline("latents").controlnet, pipe.controlnet]}
+    )
+    several.set_progress_bar_config(disable=True)
+    square, _ = letterboxed(photo())
+    shown = several(photo(), guidance_scale=2.0, num_inference_steps=1).control_images[0]
+    np.testing.assert_array_equal(np.asarray(shown), np.concatenate([square[:, ::-1]] * 2, axis=1))
 
 
 def test_several_controlnets(pipe):

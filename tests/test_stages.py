@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_pipeline
+from tiny import pair_arrays, tiny_config, tiny_pipeline
 
+from backshan_diffusers.conditioning import CONDITIONINGS, blank_control
 from backshan_diffusers.models import BackshanControlNetModel
 from backshan_diffusers.objective import (
     PRESETS,
@@ -16,7 +17,8 @@ from backshan_diffusers.objective import (
     cosine_matrix,
     min_snr_weights,
 )
-from backshan_diffusers.training.batches import back_control_batch
+from backshan_diffusers.training.batches import StepSampler
+from backshan_diffusers.training.run import TrainingRun
 from backshan_diffusers.training.scratch import seeded
 from backshan_diffusers.training.stages import AutoencoderStage, ControlStage, PriorStage, denoising_target
 
@@ -34,6 +36,7 @@ def control_batch(pairs: int = 4, seed: int = 0) -> dict:
     return {
         **latents,
         **controls,
+        "blank_control": torch.ones(1, 3, 64, 64),
         "timesteps": torch.randint(100, 900, (pairs,), generator=generator),
         "prompts": torch.randn(pairs, 7, 16, generator=generator),
         "groups": torch.arange(pairs) // 2,
@@ -238,19 +241,22 @@ def test_the_probe_shows_whether_backs_are_looked_at():
     assert found["feature_rms_back"] > 0 and found["feature_rms_front"] == found["feature_rms_back"]
 
 
-@pytest.mark.parametrize("conditioning", ["canny", "rgb", "canny+rgb"])
-def test_the_probes_blank_back_is_what_a_white_picture_gives(conditioning):
-    """What training shows in place of a back: no edges, and white."""
-    stage, batch = control_stage(MID, pipeline=tiny_pipeline(conditioning=conditioning)), control_batch(4)
-    controlnet, seen = stage.component("controlnet"), []
-    for name in ("back_control", "front_control"):
-        batch[name] = batch[name].repeat(1, controlnet.config.conditioning_channels // 3, 1, 1)
-    controlnet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[3]))
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_the_probes_blank_back_is_the_one_of_training(conditioning, tmp_path):
+    """What is shown in place of a back: a white picture, which has no edges."""
+    (tmp_path / "cache").mkdir()
+    run = TrainingRun(tiny_config(tmp_path, condition_dropout=0.5, batch_size=8))
+    pipeline, seen = tiny_pipeline(conditioning), []
+    stage, make_batch = run._control_stage(run.config, pipeline, pair_arrays())
+    batch = make_batch(0, StepSampler(0, "controlnet"))
+    pipeline.controlnet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[3]))
     stage.probe(batch)
-    white, _ = back_control_batch(np.zeros((4, 64, 64, 3), np.uint8), controlnet, torch.Generator(), p=1)
-    real, blank, _ = (controls[:4] for controls in seen)
+    real, blank, _ = (controls[:8] for controls in seen)
     torch.testing.assert_close(real, batch["back_control"])
-    torch.testing.assert_close(blank, white)
+    white = blank_control(conditioning, 64, pipeline.vae)
+    assert [torch.allclose(each, white, atol=1e-5) for each in real] == (~batch["shown"]).tolist()
+    assert len(set(batch["shown"].tolist())) == 2
+    torch.testing.assert_close(blank, white.expand_as(blank))
 
 
 def test_the_probe_leaves_out_backs_that_stand_in_for_their_own_outfit_or_for_a_blank_one():

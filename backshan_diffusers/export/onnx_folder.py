@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..conditioning import conditioning_channels
+from ..conditioning import CHANNELS_PER_PART, LATENTS, control_latents, picture_latents
 from ..files import complete_folder, full_disk_in_words
 from ..models.controlnet_backshan import OWN_ARGUMENTS
 from ..pipelines import BackToFrontPipeline
@@ -77,6 +77,18 @@ class _Decoder(torch.nn.Module):
         return (pictures / 2 + 0.5).clamp(0, 1)
 
 
+class _Encoder(torch.nn.Module):
+    """From pictures in [0, 1] to the control tensor of their latents."""
+
+    def __init__(self, pipeline: BackToFrontPipeline):
+        super().__init__()
+        self.vae = pipeline.vae
+
+    def forward(self, *values):
+        (pictures,) = values
+        return control_latents(picture_latents(pictures * 2 - 1, self.vae), pictures.shape[-1])
+
+
 @dataclass
 class Part:
     """One ONNX file, a function of tensors whose first dimension is the batch.
@@ -98,9 +110,10 @@ class Part:
 def export_onnx(pipeline: BackToFrontPipeline, target: Path, origin: dict[str, str]) -> None:
     """Write text encoder, ControlNet, U-Net and the autoencoder's decoder as ONNX files, in float32.
 
-    Beside them lie the tokenizer, the scheduler's config, `export.json`, which names every input and output with its
-    type and shape and holds what the model records, and a `README.md` that says how the parts make a picture. The
-    batch may be of any size, pictures have the size that the model records. A safety checker is not exported.
+    The autoencoder's encoder is added where the ControlNet reads latents. Beside them lie the tokenizer, the
+    scheduler's config, `export.json`, which names every input and output with its type and shape and holds what the
+    model records, and a `README.md` that says how the parts make a picture. The batch may be of any size, pictures
+    have the size that the model records. A safety checker is not exported.
 
     Args:
         pipeline: in float32 on the CPU; its ControlNet is a [`BackshanControlNetModel`].
@@ -137,7 +150,9 @@ def _parts(pipeline: BackToFrontPipeline) -> list[Part]:
     step = ["latents", "timestep", "prompt_embeds"]
     downs = range(len(pipeline.controlnet.controlnet_down_blocks))
     residuals = [*(f"down_residual_{number}" for number in downs), "mid_residual"]
+    reads_latents = pipeline.controlnet.config.conditioning == LATENTS
     return [
+        *([Part("vae_encoder", _Encoder(pipeline), ["back"], ["control"])] if reads_latents else []),
         Part("text_encoder", _TextEncoder(pipeline), ["input_ids"], ["prompt_embeds"]),
         Part("controlnet", _ControlNet(pipeline), [*step, "control"], residuals),
         Part("unet", _UNet(pipeline), [*step, *residuals], ["prediction"]),
@@ -151,12 +166,14 @@ def _values(pipeline: BackToFrontPipeline, parts: list[Part], items: int) -> dic
     config = pipeline.controlnet.config
     side = config.image_size // pipeline.vae_scale_factor
     length, words = pipeline.tokenizer.model_max_length, pipeline.text_encoder.config.vocab_size
-    control = (items, conditioning_channels(config.conditioning), config.image_size, config.image_size)
+    what, channels = "control", config.conditioning_channels
+    if config.conditioning == LATENTS:
+        what, channels = "back", CHANNELS_PER_PART  # of which the encoder makes the control tensor
     values = {
         "input_ids": torch.randint(words, (items, length), generator=random),
         "latents": torch.randn((items, config.in_channels, side, side), generator=random),
         "timestep": torch.randint(pipeline.scheduler.config.num_train_timesteps, (items,), generator=random),
-        "control": torch.rand(control, generator=random),
+        what: torch.rand((items, channels, config.image_size, config.image_size), generator=random),
     }
     for part in parts:
         values |= part.run(values)
@@ -224,6 +241,12 @@ def _readme(description: dict) -> str:
         if "canny" in recorded["conditioning"]
         else ""
     )
+    if recorded["conditioning"] == LATENTS:
+        control = f"`back` is that square,\n   {flip}with values from 0 to 1; `vae_encoder` makes `control` of it."
+    else:
+        control = (
+            f"`control` is that square,\n   {flip}as `{recorded['conditioning']}`, with values from 0 to 1.{edges}"
+        )
     rows = "\n".join(
         f"| `{name}.onnx` | {kind[:-1]} | `{argument}` | {facts['type']} | {' x '.join(map(str, facts['shape']))} |"
         for name, part in description["parts"].items()
@@ -235,8 +258,7 @@ def _readme(description: dict) -> str:
 Written by {description["software"]} {description["version"]}. Licence of the model: {description["license"]}.
 `{DESCRIPTION}` holds for programs what stands here for people.
 
-1. Put the back picture, RGB, on a square of {side} px without changing its aspect ratio. `control` is that square,
-   {flip}as `{recorded["conditioning"]}`, with values from 0 to 1.{edges}
+1. Put the back picture, RGB, on a square of {side} px without changing its aspect ratio. {control}
 2. Split the prompt, "{recorded["default_prompt"]}", with the tokenizer in `tokenizer/`, pad the tokens to the length
    of `input_ids`, and run `text_encoder`.
 3. Begin with normal random `latents`, times the initial sigma of the scheduler in `scheduler/` (1 for DDIM). At each

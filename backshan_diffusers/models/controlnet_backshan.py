@@ -15,7 +15,13 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 
-from ..conditioning import CANNY_HIGH_THRESHOLD, CANNY_LOW_THRESHOLD, CHANNELS_PER_PART, conditioning_parts
+from ..conditioning import (
+    CANNY_HIGH_THRESHOLD,
+    CANNY_LOW_THRESHOLD,
+    CHANNELS_PER_PART,
+    LATENTS,
+    conditioning_parts,
+)
 from ..conditioning import conditioning_channels as channels_of
 from ..folder_check import records_conditioning
 from ..publishing import Published
@@ -52,8 +58,8 @@ class BackshanControlNetModel(Published, ControlNetModel):
     stock class, which ignores the fields below. To make one from a stock ControlNet, use [`from_controlnet`].
 
     Args:
-        conditioning (`str`, defaults to `"rgb"`): which control picture enters: `"canny"`, `"rgb"` or
-            `"canny+rgb"`. It fixes `conditioning_channels` (3, 3 and 6).
+        conditioning (`str`, defaults to `"rgb"`): what enters of the back picture: `"canny"`, `"rgb"`, `"canny+rgb"`
+            or `"latents"`, those of the VAE. It fixes `conditioning_channels` (3, 3, 6 and `in_channels`).
         mirror (`bool`, defaults to `True`): whether the back picture is flipped left-right, which lays its
             silhouette on the front's.
         image_size (`int`, defaults to 512): side in pixels of the square picture the model was trained on.
@@ -118,7 +124,7 @@ class BackshanControlNetModel(Published, ControlNetModel):
         default_num_inference_steps: int = 50,
     ):
         arguments = {name: value for name, value in locals().items() if name in _PARENT_ARGUMENTS}
-        expected = channels_of(conditioning)
+        expected = channels_of(conditioning, in_channels)
         if conditioning_channels not in (None, expected):
             raise ValueError(
                 f"conditioning {conditioning!r} has {expected} channels, but conditioning_channels is"
@@ -182,7 +188,7 @@ class BackshanControlNetModel(Published, ControlNetModel):
             controlnet_conditioning_channel_order=controlnet_conditioning_channel_order,
             conditioning_embedding_out_channels=conditioning_embedding_out_channels,
             load_weights_from_unet=load_weights_from_unet,
-            conditioning_channels=channels_of(conditioning),
+            conditioning_channels=channels_of(conditioning, unet.config.in_channels),
         )
         return cls._take_over(stock, conditioning=conditioning, **recorded)
 
@@ -203,13 +209,15 @@ class BackshanControlNetModel(Published, ControlNetModel):
             controlnet: a loaded `ControlNetModel`, a Hub repo id, or a folder. What one of ours records is kept.
             conditioning (`str`, *optional*): see the class. By default what the ControlNet records, and `"canny"` for
                 a stock one. A stock one is taken to read what it begins with: 3 channels are Canny where `"canny"` or
-                `"canny+rgb"` is given, and RGB where `"rgb"` is given.
+                `"canny+rgb"` is given, and RGB where `"rgb"` is given. With `"latents"` one that is as wide as these
+                is taken to read them, and of one that reads a picture the kernels for it are dropped: until it is
+                trained it computes what it did for a black one, which for a Canny one has no edges.
             load_kwargs (`dict`, *optional*): passed to `from_pretrained`, e.g. `revision`, `subfolder`, `dtype`.
             recorded: any of the class's own config fields; they win over what the ControlNet records.
 
         Raises:
-            ValueError: if `conditioning` lacks a part of what the ControlNet records, or does not begin with as many
-                channels as a stock one reads.
+            ValueError: if `conditioning` lacks a part of what the ControlNet records, does not begin with as many
+                channels as a stock one reads, or is `"latents"` where a stock one reads neither these nor a picture.
         """
         _check_recorded(recorded)
         if not isinstance(controlnet, ControlNetModel):
@@ -233,7 +241,7 @@ class BackshanControlNetModel(Published, ControlNetModel):
         weights = controlnet.state_dict()
         if controlnet.config.controlnet_conditioning_channel_order == "bgr":  # the parent turns all channels round
             parts, parts_read = parts[::-1], parts_read[::-1]
-        weights[_FIRST_CONV] = _place(weights[_FIRST_CONV], parts_read, parts)
+        weights[_FIRST_CONV] = _place(weights[_FIRST_CONV], parts_read, parts, controlnet.config.in_channels)
         model.load_state_dict(weights)
         return model
 
@@ -341,6 +349,14 @@ def _parts_read(controlnet: ControlNetModel, parts: list[str]) -> list[str]:
                 " choose a conditioning with every part of it."
             )
         return parts_read
+    if parts == [LATENTS]:
+        latent_channels = controlnet.config.in_channels
+        if channels not in (latent_channels, CHANNELS_PER_PART):
+            raise ValueError(
+                f"the ControlNet reads {channels} condition channels and latents have {latent_channels}: give one that"
+                f" reads as many, or {CHANNELS_PER_PART}, a picture's."
+            )
+        return parts if channels == latent_channels else ["rgb"]
     parts_read = parts[: channels // CHANNELS_PER_PART]
     if channels != CHANNELS_PER_PART * len(parts_read):
         raise ValueError(
@@ -350,8 +366,11 @@ def _parts_read(controlnet: ControlNetModel, parts: list[str]) -> list[str]:
     return parts_read
 
 
-def _place(weight: torch.Tensor, parts_read: list[str], parts: list[str]) -> torch.Tensor:
+def _place(weight: torch.Tensor, parts_read: list[str], parts: list[str], latent_channels: int) -> torch.Tensor:
     """The kernels `out x in x k x k` of `parts_read`, laid where these stand among `parts`; the others' are zero."""
-    kernels = dict(zip(parts_read, weight.split(CHANNELS_PER_PART, dim=1), strict=True))
-    zeros = torch.zeros_like(weight[:, :CHANNELS_PER_PART])
-    return torch.cat([kernels.get(part, zeros) for part in parts], dim=1)
+    placed = {
+        part: weight.new_zeros(len(weight), channels_of(part, latent_channels), *weight.shape[2:]) for part in parts
+    }
+    kernels = zip(parts_read, weight.chunk(len(parts_read), dim=1), strict=True)
+    placed |= {part: kernel for part, kernel in kernels if part in placed}
+    return torch.cat(list(placed.values()), dim=1)

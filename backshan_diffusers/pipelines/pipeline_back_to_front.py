@@ -31,9 +31,12 @@ from ..conditioning import (
     CANNY_HIGH_THRESHOLD,
     CANNY_LOW_THRESHOLD,
     CONDITIONINGS,
+    LATENTS,
     conditioning_channels,
     control_image,
+    control_latents,
     control_picture,
+    picture_latents,
 )
 from ..folder_check import check_folder, records_conditioning
 from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel
@@ -198,9 +201,9 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
                 One for all backs or one for each; one back may have several. By default the one the ControlNet
                 records.
             conditioning (`str`, *optional*):
-                What enters the ControlNet, one of `canny`, `rgb` and `canny+rgb`. By default what the ControlNet
-                records; required with a stock ControlNet. With several ControlNets a list with one for each is
-                possible.
+                What enters the ControlNet, one of `canny`, `rgb`, `canny+rgb` and `latents` (those of the pipeline's
+                VAE). By default what the ControlNet records; required with a stock ControlNet. With several
+                ControlNets a list with one for each is possible.
             mirror (`bool`, *optional*):
                 Whether the back is flipped left-right for the ControlNet. By default what the ControlNet records, and
                 `False` with a stock ControlNet. With several ControlNets a list with one for each is possible.
@@ -245,7 +248,10 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         letterboxes = [Letterbox(back.size, side) for back in backs]
         squares = [letterbox.apply(back) for letterbox, back in zip(letterboxes, backs)]
         settings = self._control_settings(conditioning, mirror)
-        controls = [torch.stack([control_image(square, *setting) for square in squares]) for setting in settings]
+        pictures = [torch.stack([control_image(square, *setting) for square in squares]) for _, setting in settings]
+        controls = [
+            self._latents_as_control(each) if what == LATENTS else each for (what, _), each in zip(settings, pictures)
+        ]
 
         if prompt is None and prompt_embeds is None:
             prompt = _recorded(nets[0], "default_prompt", DEFAULT_PROMPT)
@@ -270,7 +276,9 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         if not return_dict:
             return images, nsfw_content_detected
         control_images = [
-            picture_sheet([[control_picture(net[i], setting[0]) for net, setting in zip(controls, settings)]], gap=0)
+            picture_sheet(
+                [[control_picture(net[i], setting[0]) for net, (_, setting) in zip(pictures, settings)]], gap=0
+            )
             for i in range(count)
         ]
         return BackToFrontPipelineOutput(images, nsfw_content_detected, control_images)
@@ -356,8 +364,14 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
             )
         return side
 
-    def _control_settings(self, conditioning, mirror) -> list[tuple[str, bool, int, int]]:
-        """The arguments of `control_image` after the picture, for each ControlNet."""
+    def _latents_as_control(self, pictures: torch.Tensor) -> torch.Tensor:
+        """The control tensor `N x C x S x S` of `N x 3 x S x S` pictures in [0, 1]."""
+        pixels = (pictures * 2 - 1).to(self._execution_device)
+        return control_latents(picture_latents(pixels, self.vae), pictures.shape[-1])
+
+    def _control_settings(self, conditioning, mirror) -> list[tuple[str, tuple[str, bool, int, int]]]:
+        """What enters each ControlNet, and the arguments of `control_image` after the picture: for latents those of
+        the picture that is encoded."""
         nets = self._nets()
         conditionings = conditioning if isinstance(conditioning, list | tuple) else [conditioning] * len(nets)
         mirrors = mirror if isinstance(mirror, list | tuple) else [mirror] * len(nets)
@@ -372,15 +386,16 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
                 raise ValueError(
                     f"a stock ControlNet does not say what enters it: pass conditioning as {', '.join(CONDITIONINGS)}."
                 )
-            if conditioning_channels(what) != net.config.conditioning_channels:
+            channels = conditioning_channels(what, self.vae.config.latent_channels)
+            if channels != net.config.conditioning_channels:
                 raise ValueError(
-                    f"this ControlNet takes {net.config.conditioning_channels} channels but {what} has"
-                    f" {conditioning_channels(what)}: choose another conditioning."
+                    f"this ControlNet takes {net.config.conditioning_channels} channels but {what} has {channels}:"
+                    " choose another conditioning."
                 )
             flipped = _recorded(net, "mirror", False) if flipped is None else flipped
             low = _recorded(net, "canny_low_threshold", CANNY_LOW_THRESHOLD)
             high = _recorded(net, "canny_high_threshold", CANNY_HIGH_THRESHOLD)
-            settings.append((what, flipped, low, high))
+            settings.append((what, ("rgb" if what == LATENTS else what, flipped, low, high)))
         return settings
 
 

@@ -21,7 +21,8 @@ class BackToFrontPipelineOutput(StableDiffusionPipelineOutput):
             What the safety checker says of each image, or `None` without a safety checker.
         control_images (`list[PIL.Image.Image]`):
             The picture that entered the ControlNet, one for each back, letterboxed and, if so configured, mirrored;
-            several parts (`canny+rgb`) and several ControlNets lie side by side.
+            several parts (`canny+rgb`) and several ControlNets lie side by side. Where `latents` entered it is the
+            picture they were made of.
     """
 
     images: list[PIL.Image.Image] | list[np.ndarray] | np.ndarray | list[torch.Tensor] | torch.Tensor

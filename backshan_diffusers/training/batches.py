@@ -223,44 +223,38 @@ def timestep_batch(size: int, total: int, generator: torch.Generator) -> torch.T
     return (position * total).long()
 
 
-def back_control_batch(
-    backs: np.ndarray,
-    controlnet: BackshanControlNetModel,
-    generator: torch.Generator,
-    p: float,
-    edges: np.ndarray | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Control pictures of backs, mirrored if the model's config says so, and which of them show a back.
-
-    A share `p` of the backs is replaced by a white picture, so that the model also knows what to do without one.
+def picture_control_batch(
+    pictures: np.ndarray, controlnet: BackshanControlNetModel, mirror: bool, edges: np.ndarray | None = None
+) -> torch.Tensor:
+    """Control tensors of pictures for a model that reads pictures: `B x K x S x S` in [0, 1].
 
     Args:
-        backs: `B x S x S x 3` uint8.
-        edges: `B x S x S` uint8, those of the backs after mirroring, if they are known; otherwise they are found here.
-
-    Returns:
-        `B x C x S x S` in [0, 1], and `B` booleans that are false for white pictures.
+        pictures: `B x S x S x 3` uint8.
+        mirror: whether they are flipped left-right first.
+        edges: `B x S x S` uint8, those of the pictures after mirroring, if they are known; otherwise they are found
+            here.
     """
-    shown = torch.rand(len(backs), generator=generator) >= p
-    backs = np.where(shown.numpy()[:, None, None, None], backs, np.uint8(255))
-    if edges is not None:
-        edges = edges * shown.numpy()[:, None, None]  # white has none
-    return _controls(backs, controlnet, controlnet.config.mirror, edges), shown
-
-
-def front_control_batch(
-    fronts: np.ndarray, controlnet: BackshanControlNetModel, edges: np.ndarray | None = None
-) -> torch.Tensor:
-    """Control pictures of `B x S x S x 3` uint8 fronts, never mirrored: `B x C x S x S` in [0, 1]; edges as above."""
-    return _controls(fronts, controlnet, mirror=False, edges=edges)
-
-
-def _controls(
-    pictures: np.ndarray, controlnet: BackshanControlNetModel, mirror: bool, edges: np.ndarray | None
-) -> torch.Tensor:
     config = controlnet.config
     if edges is not None:
         pictures = pictures[:, :, ::-1] if mirror else pictures
         return torch.stack([control_tensor(*each, config.conditioning) for each in zip(pictures, edges, strict=True)])
     thresholds = (config.canny_low_threshold, config.canny_high_threshold)
     return torch.stack([control_image(picture, config.conditioning, mirror, *thresholds) for picture in pictures])
+
+
+def blank_some(
+    controls: torch.Tensor, blank: torch.Tensor, generator: torch.Generator, p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Control tensors of backs with a share `p` of them blanked, and which of them show a back.
+
+    So the model also learns what to do without one.
+
+    Args:
+        controls: `B x K x S x S`.
+        blank: `1 x K x S x S`, that of a white picture.
+
+    Returns:
+        `B x K x S x S`, and `B` booleans that are false where the back is blank.
+    """
+    shown = torch.rand(len(controls), generator=generator) >= p
+    return torch.where(shown[:, None, None, None], controls, blank), shown

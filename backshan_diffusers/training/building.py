@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ..conditioning import conditioning_parts
+from ..conditioning import LATENTS, blank_control, conditioning_parts, control_latents
 from ..models import BackshanControlNetModel
 from ..objective import PRESETS, Objective
 from ..pipelines import BackToFrontPipeline
 from .batches import (
     StepPairs,
     StepSampler,
-    back_control_batch,
+    blank_some,
     cell_weights,
     crop_batch,
     crop_shape,
-    front_control_batch,
     kept_cells,
     latent_batch,
     noise_batch,
+    picture_control_batch,
     timestep_batch,
 )
 from .caching import PairArrays, cache_edges, cache_latents, cache_prompts, encode, read_attributes
@@ -99,6 +99,23 @@ class StageBuilder:
 
         return edges
 
+    def _controls(
+        self, config, controlnet: BackshanControlNetModel, pairs: PairArrays, view: str, mirror: bool
+    ) -> Callable[[StepPairs, torch.Tensor | None], torch.Tensor]:
+        """What a step's control tensors are made of: its pictures, or what `_latents` gives for them where latents
+        enter. Arguments as there."""
+        if controlnet.config.conditioning == LATENTS:
+            return lambda step_pairs, latents: control_latents(latents, controlnet.config.image_size)
+        edges = self._edges(config, controlnet, pairs, view, mirror)
+        return lambda step_pairs, latents: picture_control_batch(
+            step_pairs.pictures(view, mirror=False), controlnet, mirror, edges(step_pairs)
+        )
+
+    def _blank_control(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
+        """The control tensor of a white picture, `1 x K x S x S`."""
+        recorded = pipeline.controlnet.config
+        return blank_control(recorded.conditioning, recorded.image_size, pipeline.vae)[None]
+
     def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
         """Embeddings of the recorded prompt and of the empty one, `2 x T x E`; they are constants of the run."""
         prompts = [pipeline.controlnet.config.default_prompt, ""]
@@ -158,24 +175,29 @@ class StageBuilder:
         denoising = self._denoising(config, pipeline, pairs, objective, self._order(config, pairs))
         compares_own = objective.compares_fronts and objective.front_latents == "own"
         mirror = controlnet.config.mirror
-        back_latents = self._latents(config, pipeline, pairs, "backs", mirror) if compares_own else None
-        back_edges = self._edges(config, controlnet, pairs, "backs", mirror)
-        front_edges = self._edges(config, controlnet, pairs, "fronts", False) if objective.compares_fronts else None
+        back_latents = None
+        if compares_own or controlnet.config.conditioning == LATENTS:
+            back_latents = self._latents(config, pipeline, pairs, "backs", mirror)
+        back_controls = self._controls(config, controlnet, pairs, "backs", mirror)
+        front_controls = None
+        if objective.compares_fronts:
+            front_controls = self._controls(config, controlnet, pairs, "fronts", mirror=False)
+        blank = self._blank_control(pipeline)
 
         def make_batch(number: int, sampler: StepSampler) -> Batch:
             batch, step_pairs = denoising(number, sampler)
-            blanks = sampler.generator(number, "blank")
-            batch["back_control"], shown = back_control_batch(
-                step_pairs.backs(), controlnet, blanks, config.condition_dropout, back_edges(step_pairs)
-            )
+            of_backs = back_latents and back_latents(step_pairs)
+            controls, blanks = back_controls(step_pairs, of_backs), sampler.generator(number, "blank")
+            batch["back_control"], shown = blank_some(controls, blank, blanks, config.condition_dropout)
             if objective.contrastive_weight:
                 weight = objective.weight_at(number // config.gradient_accumulation_steps)
                 batch["contrastive_weight"] = torch.tensor(weight)
                 batch["shown"], batch["groups"] = shown, step_pairs.groups()
             if objective.compares_fronts:
-                batch["front_control"] = front_control_batch(step_pairs.fronts(), controlnet, front_edges(step_pairs))
+                batch["front_control"] = front_controls(step_pairs, batch["latents"])
+                batch["blank_control"] = blank
             if compares_own:
-                batch["back_latents"] = back_latents(step_pairs)
+                batch["back_latents"] = of_backs
             return batch
 
         schedule = noise_schedule(pipeline.scheduler)

@@ -70,6 +70,10 @@ class Rehearsal(TrainingRun):
     def _edges(self, config, controlnet, pairs: PairArrays, *which) -> Callable[[StepPairs], None]:
         return lambda step_pairs: None  # those of black pictures are found at once
 
+    def _blank_control(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
+        recorded = pipeline.controlnet.config
+        return torch.zeros(1, recorded.conditioning_channels, recorded.image_size, recorded.image_size)
+
     def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
         return torch.zeros(2, pipeline.tokenizer.model_max_length, pipeline.unet.config.cross_attention_dim)
 

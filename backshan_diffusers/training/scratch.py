@@ -79,7 +79,8 @@ def _open_condition_embedding(controlnet: BackshanControlNetModel) -> None:
 
     Each of its convolutions is followed by SiLU. With the usual weights each halves what differs between two pictures,
     and the last one begins at zero; what is left of colour after six of them takes thousands of steps to be found.
-    The zero convolutions that follow keep the residuals at zero all the same.
+    The zero convolutions that follow keep the residuals at zero all the same. Latents have a mean near 0 and one scale
+    already, so nothing is done to them as it is to colours.
     """
     embedding = controlnet.controlnet_cond_embedding
     for convolution in (embedding.conv_in, *embedding.blocks, embedding.conv_out):

@@ -11,7 +11,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, SchedulerMixin, 
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from ..conditioning import blank_control
 from ..models import BackshanControlNetModel, BackshanControlNetOutput
 from ..objective import Objective, backshan_loss, cosine_matrix, min_snr_weights, noise_mse, pair_accuracy
 from .config import ConfigError
@@ -26,10 +25,10 @@ Batch = dict[str, torch.Tensor]
     vae                 pixels `2B x 3 x S x S` in [-1, 1], weights `2B x 1 x S x S`
     all other stages    latents `B x C x h x h`, prompts `B x T x E`, timesteps `B` int64; weights `B x 1 x h x h`
                         where not all cells count alike
-    controlnet, joint   back_control `B x 3 or 6 x S x S` in [0, 1]
+    controlnet, joint   back_control `B x K x S x S`, a control tensor, see `conditioning.py`
     with a comparison   shown `B` bool, groups `B` int64, contrastive_weight, a scalar; where fronts are compared
-                        front_control, as back_control, and for some choices of their latents front_noise and
-                        back_latents, as noise and latents
+                        front_control, as back_control, blank_control `1 x K x S x S`, that of a white picture, and
+                        for some choices of their latents front_noise and back_latents, as noise and latents
 """
 
 Terms = dict[str, torch.Tensor]
@@ -228,14 +227,13 @@ class ControlStage(StageModule):
         if not self.objective.compares_fronts:
             return {}
         noised, backs = self._noised(batch["latents"], batch["noise"], batch), batch["back_control"]
-        blank = blank_control(self.trained["controlnet"].config.conditioning, backs.shape[-1])
         groups = None if self.objective.same_group_negatives else batch["groups"]
         # A back that stands in for another of the same outfit is no wrong one.
         shown = batch["shown"] & batch["shown"].roll(1, 0) & (batch["groups"] != batch["groups"].roll(1, 0))
         accuracies = {}
         for name, control in {
             "real_back": backs,
-            "blank_back": blank.to(backs).expand_as(backs),
+            "blank_back": batch["blank_control"].expand_as(backs),
             "shuffled_back": backs.roll(1, 0),
         }.items():
             features = self._control({**batch, "back_control": control}, noised)[1]

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
+from ...conditioning import picture_latents
 from .pairs import PairArrays
 from .storage import cache_shards, fingerprint, key_of
 
@@ -50,13 +51,11 @@ def cache_latents(
     )
 
 
-@torch.no_grad()
 def encode(pictures: np.ndarray, vae: AutoencoderKL) -> torch.Tensor:
     """Scaled latents of `N x S x S x 3` uint8 pictures, on the CPU: `N x C x H x W` float32, the posterior's mean."""
     starts = range(0, len(pictures), AT_ONCE)
-    batches = [to_pixels(pictures[start : start + AT_ONCE]).to(vae.device, vae.dtype) for start in starts]
-    means = torch.cat([vae.encode(batch).latent_dist.mean.float().cpu() for batch in batches])
-    return means * vae.config.scaling_factor
+    batches = (to_pixels(pictures[start : start + AT_ONCE]).to(vae.device) for start in starts)
+    return torch.cat([picture_latents(batch, vae).cpu() for batch in batches])
 
 
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:
