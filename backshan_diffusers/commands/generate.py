@@ -12,7 +12,7 @@ from .fronts import write_fronts
 from .inputs import find_backs
 from .loading import device_and_dtype, load_pipeline
 from .messages import quiet_libraries, report
-from .outputs import check_writable, check_targets, plan, refusing_to_write_in
+from .outputs import check_targets, check_writable, plan, refusing_to_write_in
 
 if TYPE_CHECKING:
     from .. import BackToFrontPipeline
