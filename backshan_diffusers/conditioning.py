@@ -16,7 +16,11 @@ CANNY_HIGH_THRESHOLD = 200
 
 
 def conditioning_channels(conditioning: str) -> int:
-    """Number of channels of a control tensor: 3 for `canny` and `rgb`, 6 for `canny+rgb`."""
+    """Number of channels of a control tensor: 3 for `canny` and `rgb`, 6 for `canny+rgb`.
+
+    Raises:
+        ValueError: if `conditioning` is none of `CONDITIONINGS`.
+    """
     return CHANNELS_PER_PART * len(conditioning_parts(conditioning))
 
 
@@ -82,7 +86,11 @@ def blank_control(conditioning: str, side: int) -> torch.Tensor:
 
 
 def control_picture(control: torch.Tensor, conditioning: str) -> PIL.Image.Image:
-    """A control tensor `(C, H, W)` in [0, 1] as an RGB picture; several parts lie side by side in the name's order."""
+    """A control tensor `(C, H, W)` in [0, 1] as an RGB picture; several parts lie side by side in the name's order.
+
+    Raises:
+        ValueError: if `conditioning` is none of `CONDITIONINGS`, or the tensor has other channels than it.
+    """
     if control.ndim != 3 or control.shape[0] != conditioning_channels(conditioning):
         raise ValueError(
             f"a {conditioning} control tensor has {conditioning_channels(conditioning)} x H x W values:"

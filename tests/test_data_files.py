@@ -313,6 +313,7 @@ def test_a_check_of_sound_pairs_gives_them_as_they_are(tmp_path):
     check = check_pairs(rows)
     assert check.usable is rows
     assert "\n" not in str(check)
+    assert len(check_pairs(rows[:0], processes=2).usable) == 0
 
 
 def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, caplog):
