@@ -52,10 +52,14 @@ def test_lots_hold_whole_groups_and_leave_nothing_out_between_them():
 
 def test_of_equals_the_first_are_taken():
     """Whatever sorts them, so that an epoch is the same on every machine."""
-    order = LikenessOrder(np.zeros((400, 2)), 4)(5)
-    expected = np.random.default_rng(5).permutation(400)
-    assert sorted(order.reshape(-1, 4).tolist()) == sorted(expected.reshape(-1, 4).tolist())
-    assert order.tolist() != expected.tolist()  # what is left at the end of a lot comes at any time
+    kind = np.arange(400) % 3
+    left, expected = np.random.default_rng(5).permutation(400).tolist(), []
+    while left:
+        expected.append(sorted(left, key=lambda item: abs(int(kind[item]) - int(kind[left[0]])))[:4])
+        left = [item for item in left if item not in expected[-1]]
+    order = LikenessOrder(kind[:, None].astype(float), 4)(5).reshape(-1, 4).tolist()
+    assert sorted(order) == sorted(expected)
+    assert order != expected  # what is left at the end of a lot comes at any time
 
 
 def test_no_group_straddles_two_batches_in_any_epoch():
