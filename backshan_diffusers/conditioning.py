@@ -26,6 +26,9 @@ def conditioning_channels(conditioning: str, latent_channels: int) -> int:
     Args:
         conditioning (`str`): one of `CONDITIONINGS`.
         latent_channels (`int`): how many the VAE's latents have; the `in_channels` of U-Net and ControlNet.
+
+    Raises:
+        ValueError: if `conditioning` is none of `CONDITIONINGS`.
     """
     parts = conditioning_parts(conditioning)
     return latent_channels if parts == [LATENTS] else CHANNELS_PER_PART * len(parts)
@@ -137,7 +140,11 @@ def blank_control(conditioning: str, side: int, vae: AutoencoderKL) -> torch.Ten
 
 
 def control_picture(control: torch.Tensor, conditioning: str) -> PIL.Image.Image:
-    """A control tensor `(C, H, W)` in [0, 1] as an RGB picture; several parts lie side by side in the name's order."""
+    """A control tensor `(C, H, W)` in [0, 1] as an RGB picture; several parts lie side by side in the name's order.
+
+    Raises:
+        ValueError: if `conditioning` is `latents` or none of `CONDITIONINGS`, or the tensor has other channels.
+    """
     channels = CHANNELS_PER_PART * len(_picture_parts(conditioning))
     if control.ndim != 3 or control.shape[0] != channels:
         raise ValueError(

@@ -55,6 +55,9 @@ class Objective:
         same_group_negatives: whether items of one group are negatives of each other.
         min_snr_gamma: weighs timesteps by min(SNR, gamma). 0: all alike.
         noise_offset: share of noise that is constant over a latent channel.
+
+    Raises:
+        ValueError: if a field has none of its values, or does not fit another one.
     """
 
     contrastive_weight: float = 0.0

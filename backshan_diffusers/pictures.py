@@ -178,7 +178,7 @@ def _upright(picture: PIL.Image.Image, exif: PIL.Image.Exif) -> PIL.Image.Image:
 def _to_rgb(image: PIL.Image.Image, name: Any) -> PIL.Image.Image:
     if image.mode == "F":
         return _from_array(np.asarray(image), name)
-    picture, rows = PIL.Image.new("RGB", image.size), max(1, BAND_PIXELS // image.width)
+    picture, rows = PIL.Image.new("RGB", image.size), BAND_PIXELS // image.width
     for top in range(0, image.height, rows):
         band = image.crop((0, top, image.width, min(top + rows, image.height)))
         picture.paste(_band_to_rgb(band), (0, top))

@@ -43,6 +43,9 @@ def picture_sheet(
 
     Returns:
         `PIL.Image.Image`: mode `RGB`; each column is as wide and each row as high as its largest picture.
+
+    Raises:
+        ValueError: if there is no picture, or there are not as many titles as columns or captions as rows.
     """
     if cell_side is not None:
         rows = [[cell and PIL.ImageOps.contain(cell, (cell_side, cell_side)) for cell in row] for row in rows]

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.controlnets.controlnet import ControlNetOutput
 from peft import LoraConfig
 from tiny import TINY, build_controlnet, tiny_controlnet, tiny_unet, wake
 
@@ -80,6 +81,12 @@ def test_a_record_that_no_call_could_use_is_refused(recorded):
     (name,) = recorded
     with pytest.raises(ValueError, match=f"^{name} is .*: give a .*\\.$"):
         BackshanControlNetModel.from_unet(tiny_unet(), conditioning_embedding_out_channels=(4, 4, 4, 8), **recorded)
+
+
+def test_nothing_and_any_side_that_the_embedding_can_shrink_may_be_recorded():
+    recorded = {"canny_low_threshold": 0, "default_guidance_scale": 0.0, "image_size": 24}
+    config = BackshanControlNetModel.from_controlnet(tiny_controlnet(), **recorded).config
+    assert {name: config[name] for name in recorded} == recorded
 
 
 def test_from_unet_copies_the_encoder_and_starts_at_zero():
@@ -176,6 +183,13 @@ def test_widening_one_of_ours_keeps_each_part_where_it_stands(part, channel_orde
         old, new = narrow(**theirs), wide(**theirs | {"controlnet_cond": torch.cat(parts, dim=1)})
     for before, after in zip(every(old), every(new), strict=True):
         torch.testing.assert_close(before, after)
+
+
+@pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
+def test_what_reads_all_parts_is_taken_over_as_it_is(channel_order):
+    model = tiny_controlnet("canny+rgb", controlnet_conditioning_channel_order=channel_order)
+    again = BackshanControlNetModel.from_controlnet(model).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.parametrize("conditioning", ["canny", "canny+rgb"])
@@ -349,6 +363,22 @@ def test_hidden_states_are_features_too():
     pooled = BackshanControlNetModel.control_features(output, "last_down", True, True)
     torch.testing.assert_close(pooled, output.down_block_hidden_states[-1].mean(dim=(2, 3)))
     assert BackshanControlNetModel.control_features(output).abs().max() == 0  # the residuals are
+
+
+def test_listening_to_one_pass_leaves_no_hook_behind():
+    model = tiny_controlnet()
+    with torch.no_grad():
+        before = every(model(**inputs()))
+        model(**inputs(), hidden_states_of=1)
+        after = every(model(**inputs()))
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_mirrored_features_are_flipped_left_right():
+    residual = torch.arange(12.0).view(1, 2, 2, 3)
+    output = ControlNetOutput((residual,), residual)
+    found = BackshanControlNetModel.control_features(output, "mid", mirrored=True)
+    assert found.tolist() == [[2, 1, 0, 5, 4, 3, 8, 7, 6, 11, 10, 9]]
 
 
 def test_control_features_hold_every_residual_of_each_item():

@@ -139,8 +139,9 @@ def test_the_key_is_that_of_the_files(tmp_path):
     assert not changed()
     (folder / "train" / "metadata.csv").write_text("item_id,colour\na,red\n")
     assert changed()
-    os.utime(folder / "train" / "b_front.png", ns=(1, 1))
-    assert changed()
+    for time in (1, 2):
+        os.utime(folder / "train" / "b_front.png", ns=(time, time))
+        assert changed()
     save(noise(9, (24, 31)), folder / "train" / "a_back.png")
     os.utime(folder / "train" / "a_back.png", ns=(1, 1))
     other_size = train(folder).key
@@ -151,6 +152,8 @@ def test_the_key_is_that_of_the_files(tmp_path):
     (folder / "train" / "b_front.png").rename(folder / "train" / "b_front.PNG")
     assert changed()
     assert train(folder, size=16).key != keys[-1]
+    rows = train(folder)
+    assert len({rows.key, rows[:1].key, rows[1:].key, rows.select([1, 0]).key}) == 4
     shutil.copytree(folder / "train", folder / "validation")  # copies the times, too
     assert load_pairs("folder", path=folder, split="validation", size=32).key != keys[-1]
     shutil.copytree(folder, tmp_path / "two")
@@ -251,6 +254,7 @@ def test_a_few_incomplete_pairs_are_left_out_and_listed(tmp_path):
     rows = train(tmp_path)
     assert "07" not in [row["item_id"] for row in rows]
     assert rows.findings.skipped == (Skipped("07", "it has no front"),)
+    assert rows[3:9].findings == rows.select([8, 2]).findings == rows.findings
     check = check_pairs(rows)
     assert len(check.usable) == 20
     assert str(check).splitlines()[1:] == ["07: it has no front"]
@@ -258,6 +262,12 @@ def test_a_few_incomplete_pairs_are_left_out_and_listed(tmp_path):
     assert "2 of 21 pairs cannot be used, which is more than 5% (07: it has no front; 11: it has no back)" in refusal(
         tmp_path
     )
+
+
+def test_one_of_twenty_is_a_few(tmp_path):
+    folder = make(tmp_path / "train", [f"{number:02d}" for number in range(20)])
+    (folder / "07_front.png").unlink()
+    assert len(train(tmp_path)) == 19
 
 
 def test_every_way_to_be_incomplete_is_named(tmp_path):
@@ -268,7 +278,7 @@ def test_every_way_to_be_incomplete_is_named(tmp_path):
     sentence = refusal(tmp_path)
     assert "a: its back and its front are the same file" in sentence
     assert "b: it has more than one back, b_back.png and b_back.webp" in sentence
-    assert "c: it is in metadata.csv and has no pictures" in sentence
+    assert "c: it is in metadata.csv and has no pictures)" in sentence
     save(noise(4), folder / "d_back.png")
     assert "4 of 4 pairs" in refusal(tmp_path) and "; ...)" in refusal(tmp_path)
 
@@ -303,6 +313,7 @@ def test_a_check_of_sound_pairs_gives_them_as_they_are(tmp_path):
     check = check_pairs(rows)
     assert check.usable is rows
     assert "\n" not in str(check)
+    assert len(check_pairs(rows[:0], processes=2).usable) == 0
 
 
 def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, caplog):

@@ -268,6 +268,11 @@ def test_generated_fronts_do_not_depend_on_the_batch(pipeline, rows):
     assert np.abs(together[0].astype(int) - together[2]).max() > 10
 
 
+def test_fronts_have_the_size_of_their_backs_whatever_that_of_the_model(pipeline, rows):
+    larger = dict(rows[0], back=rows[0]["back"].resize((96, 96)))
+    assert GeneratedFront(pipeline, seed=0, num_inference_steps=1)([larger])[0].shape == (96, 96, 3)
+
+
 def test_steps_reach_the_pipeline(pipeline, rows):
     short, long = (GeneratedFront(pipeline, 0, steps)(rows[:1])[0] for steps in (1, 3))
     recorded = GeneratedFront(pipeline, 0)(rows[:1])[0]
@@ -428,6 +433,20 @@ def test_a_comparison_from_pictures_to_summary(rows):
         better = [(a < b if metric.lower_is_better else a > b) for a, b in zip(ours, theirs)]
         assert difference.pop("win_rate") == vars(share_interval(better, groups))
         assert difference == pytest.approx(vars(difference_interval(ours, theirs, groups, 5)))
+
+
+def test_a_thing_that_every_system_puts_on_the_wrong_side_counts(rows):
+    """Fronts that are those of the other side: what the first row wears on one side is wrong for both systems."""
+    other_sides = Wardrobe("validation", 64).other_side_fronts
+    for index, row in enumerate(rows):
+        for thing, picture in other_sides(index).items():
+            if side_correct(picture, np.asarray(row["front"]), picture) is None:
+                continue
+            wrong = dict.fromkeys(("one", "two"), lambda batch, picture=picture: [picture])
+            ((_, _, record),) = measure([row], wrong, 1, lambda _, moved={thing: picture}: moved)
+            assert record["sides"] == {thing: {"one": False, "two": False}}
+            return
+    raise AssertionError("no row wears anything on one side")
 
 
 def test_equal_systems_win_half_of_the_items(rows):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backshan_diffusers.files import clear_unfinished, complete_file, replace_folder, write_text
+from backshan_diffusers.files import clear_unfinished, complete_file, complete_folder, replace_folder, write_text
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -154,3 +154,17 @@ def test_a_folder_that_a_killed_process_put_aside_comes_back(tmp_path):
     folder_with(aside, "older")  # what a process left that was killed later
     replace_folder(folder_with(tmp_path / "new", "new"), tmp_path / "mini")
     assert content(tmp_path) == {"mini/file": b"new"}
+
+
+def test_a_folder_appears_when_it_is_complete_and_leftovers_of_a_killed_process_are_cleared(tmp_path):
+    target = tmp_path / "mini"
+    folder_with(tmp_path / ".mini.replaced", "old")
+    folder_with(tmp_path / ".mini.unfinished", "half")
+    with pytest.raises(RuntimeError), complete_folder(target) as pending:
+        assert content(pending) == {} and content(target) == {"file": b"old"}
+        (pending / "file").write_text("half")
+        raise RuntimeError
+    assert content(tmp_path) == {"mini/file": b"old"}
+    with complete_folder(target) as pending:
+        (pending / "other").write_text("new")
+    assert content(tmp_path) == {"mini/other": b"new"}

@@ -9,7 +9,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file, save_file
 
 from backshan_diffusers import MINI, BackToFrontPipeline
-from backshan_diffusers.folder_check import ADAPTERS, check_folder, find_damage
+from backshan_diffusers.folder_check import ADAPTERS, check_controlnet, check_folder, find_damage
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "controlnet", "scheduler")
 CONFIGS = [
@@ -67,6 +67,11 @@ def test_the_list_of_files_is_that_of_a_saved_pipeline(folder):
     assert files == {*CONFIGS, *WEIGHTS, "model_index.json"}
 
 
+def test_what_the_index_says_of_itself_is_no_component(folder):
+    edit(folder / "model_index.json", _ignore_files=["a.bin", "b.bin"])
+    check_folder(folder, (), True)
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_a_missing_part_is_named(folder, part):
     index = json.loads((folder / "model_index.json").read_text())
@@ -95,6 +100,14 @@ def test_missing_weights_are_named(folder, file):
     check_folder(folder, (), False)
 
 
+def test_of_a_controlnet_alone_pickles_are_refused_too(folder):
+    check_controlnet(folder / "controlnet")
+    weights = folder / "controlnet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(OSError, match="controlnet has its weights only as a pickle"):
+        check_controlnet(folder / "controlnet")
+
+
 @pytest.mark.parametrize("file", [*CONFIGS, *WEIGHTS, "model_index.json"])
 def test_a_damaged_file_is_named(folder, file):
     whole = (folder / file).read_bytes()
@@ -120,7 +133,9 @@ def test_a_vocabulary_may_have_the_older_form(folder):
 def test_a_tokenizer_has_to_say_how_long_a_prompt_is(folder):
     edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=None)
     assert refused(folder, "tokenizer_config.json is damaged (it has no model_max_length)")
-    for length in (10**30, 0, "long"):  # the first is what transformers writes where nobody has said it
+    edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=1_000_000)
+    check_folder(folder, (), True)
+    for length in (10**30, 1_000_001, 0, "long"):  # the first is what transformers writes where nobody has said it
         edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=length)
         assert refused(folder, f"tokenizer_config.json is damaged (its model_max_length is {length!r})")
 

@@ -1,6 +1,7 @@
 """The loss against an independent NumPy formula, and where features are exactly zero."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,6 +153,11 @@ def test_dispersive_loss_without_pairs_teaches_nothing():
     assert loss == 0 and back.grad.abs().max() == 0
 
 
+def test_dispersive_loss_at_a_low_temperature_counts_no_pair_that_is_left_out():
+    opposite = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    assert float(dispersive_loss(opposite, 0.001)) == pytest.approx(-1000)
+
+
 def test_negatives_are_the_backs_among_themselves():
     terms = contrastive_terms(PRESETS["dispersive"], features(0))
     assert list(terms) == ["contrastive"]
@@ -181,6 +187,32 @@ def test_mse_weighs_items():
     assert float(noise_mse(prediction, target, item_weights=per_item)) == (1 * 1 + 0.5 * 9) / 2
     kept = torch.tensor([0.0, 1.0])[:, None, None, None]
     assert float(noise_mse(prediction, target, kept, per_item)) == 0.5 * 9
+
+
+def test_weighted_mse_is_a_mean_over_channels_and_over_the_cells_that_are_left():
+    prediction, target = features(0, 2, 48).view(2, 3, 4, 4), features(1, 2, 48).view(2, 3, 4, 4)
+    kept, per_item = (features(2, 2, 16) > 0).view(2, 1, 4, 4), torch.tensor([0.25, 2.0])
+    total = 0.0
+    for i, c, y, x in np.ndindex(2, 3, 4, 4):
+        total += float(per_item[i] * kept[i, 0, y, x] * (prediction[i, c, y, x] - target[i, c, y, x]) ** 2)
+    expected = total / (3 * int(kept.sum()))
+    assert float(noise_mse(prediction, target, kept.float(), per_item)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_presets_are_those_of_the_documentation():
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    for name, objective in PRESETS.items():
+        cells = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |")).split("|")
+        compared, temperature, weight, chosen, fronts = (cell.strip() for cell in cells[2:7])
+        assert float(weight.split()[0]) == objective.contrastive_weight
+        assert ("after 500 steps" in weight) == (objective.contrastive_warmup_steps == 500)
+        if objective.contrastive_weight:
+            assert float(temperature) == objective.temperature
+            assert ("both directions" in compared) == objective.both_directions
+            assert ("no front" in compared) == (objective.contrast == "negatives")
+            assert ("middle block" in chosen, "pooled" in chosen) == (objective.features == "mid", objective.pooled)
+            assert ("before" in chosen) == objective.before_zero_convolutions
+            assert ("noise of their own" in fronts) == (objective.front_latents == "independent")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.training.batches import StepSampler
-from backshan_diffusers.training.order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
+from backshan_diffusers.training.order import LOT, LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
 
 
 def clusters(count: int = 240, kinds: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -44,6 +44,24 @@ def test_what_makes_no_whole_group_is_left_out_another_time_in_every_epoch():
     assert set(np.concatenate(shown)) == set(range(42))
 
 
+def test_lots_hold_whole_groups_and_leave_nothing_out_between_them():
+    descriptors, _ = clusters(LOT + 400)
+    order = LikenessOrder(descriptors, 3)
+    assert LOT % 3 and len(set(order(0))) == len(order(0)) == order.total == (LOT + 400) // 3 * 3
+
+
+def test_of_equals_the_first_are_taken():
+    """Whatever sorts them, so that an epoch is the same on every machine."""
+    kind = np.arange(400) % 3
+    left, expected = np.random.default_rng(5).permutation(400).tolist(), []
+    while left:
+        expected.append(sorted(left, key=lambda item: abs(int(kind[item]) - int(kind[left[0]])))[:4])
+        left = [item for item in left if item not in expected[-1]]
+    order = LikenessOrder(kind[:, None].astype(float), 4)(5).reshape(-1, 4).tolist()
+    assert sorted(order) == sorted(expected)
+    assert order != expected  # what is left at the end of a lot comes at any time
+
+
 def test_no_group_straddles_two_batches_in_any_epoch():
     """Twenty items in batches of eight: every third batch has the end of an epoch and the beginning of the next."""
     kind = np.arange(20) // 4
@@ -72,6 +90,13 @@ def test_the_more_labels_are_shared_the_more_alike():
 def test_numbers_count_by_their_spread():
     table = describe_by_attributes([{"height": 150.0}, {"height": 170.0}, {"height": 190.0}])
     assert table[:, 0].tolist() == pytest.approx([-(1.5**0.5), 0, 1.5**0.5])
+    assert describe_by_attributes([{"height": 150.0}] * 3).tolist() == [[0.0]] * 3
+
+
+def test_a_switch_counts_as_a_text_does():
+    switches, texts = ([{"open": value} for value in values] for values in ([False, True, True], ["a", "b", "b"]))
+    for rows in (switches, texts):
+        assert describe_by_attributes(rows).tolist() == [[1, 0], [0, 1], [0, 1]]
 
 
 def test_a_missing_label_is_a_value_of_its_own():
@@ -86,6 +111,8 @@ def test_the_look_is_that_of_colours_and_their_places():
     table = describe_by_look(np.stack([red, upper, blue, red]))
     assert table.shape == (4, 192)
     assert (table[0] == table[3]).all()
+    for descriptor, lab in ((table[0], (43, 63, 45)), (table[2], (28, 58, -84))):  # in CIE's own units
+        assert descriptor[:3] == pytest.approx([lab[0] * 2.55, lab[1] + 128, lab[2] + 128], abs=4)
     distance = np.linalg.norm(table - table[0], axis=1)
     assert 0 < distance[1] < distance[2]
 

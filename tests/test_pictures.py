@@ -1,4 +1,4 @@
-"""Reading pictures, the letterbox and its inverse, sheets and files."""
+"""Reading pictures, the letterbox and its inverse, and what is written."""
 
 import os
 import resource
@@ -147,6 +147,12 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
         np.testing.assert_array_equal(read(source), expected)
 
 
+def test_32_bit_grey_beyond_16_bit_is_clipped():
+    values = np.full((16, 16), 257, np.int32)
+    values[0, :2] = -70_000, 70_000
+    assert read(PIL.Image.fromarray(values))[0, :3, 0].tolist() == [0, 255, 1]
+
+
 def test_16_bit_grey_with_a_transparent_value():
     picture = PIL.Image.fromarray(np.full((16, 16), 1000, np.uint16))
     picture.putpixel((3, 2), 5000)
@@ -227,6 +233,9 @@ def test_large_jpeg_is_decoded_at_a_fraction(tmp_path):
     assert load_picture(tmp_path / "large.jpg", enough_pixels=401).size == (500, 800)
     assert load_picture((tmp_path / "large.jpg").read_bytes(), enough_pixels=401).size == (500, 800)
     assert load_picture(tmp_path / "large.jpg", enough_pixels=5000).size == (1000, 1600)
+    PIL.Image.fromarray(quadrants(60, 94)).save(tmp_path / "small.jpg")
+    assert load_picture(tmp_path / "small.jpg", enough_pixels=47).size == (30, 47)
+    assert load_picture(tmp_path / "small.jpg", enough_pixels=48).size == (60, 94)  # 94 * (48 / 94) is below 48
     assert np.abs(read(tmp_path / "large.jpg", enough_pixels=200)[10, 10].astype(int) - [255, 0, 0]).max() < 12
 
 

@@ -38,6 +38,18 @@ def test_sheet_with_titles_empty_cells_and_cell_side():
             picture_sheet(rows)
 
 
+def test_titles_stand_over_the_middle_of_their_columns_and_do_not_grow_for_ever():
+    heights = []
+    for side in (128, 512):
+        sheet = picture_sheet([[PIL.Image.new("RGB", (side, side), "red")] * 2], titles=["over", "over"], gap=4)
+        heights.append(sheet.height - side)
+        dark = (np.asarray(sheet)[: heights[-1] - 4] < 100).all(axis=-1).any(axis=0).nonzero()[0]
+        for left in (4, 8 + side):
+            title = dark[(dark >= left) & (dark < left + side)]
+            assert (title.min() + title.max()) / 2 == pytest.approx(left + side / 2, abs=2)
+    assert heights[0] == heights[1]
+
+
 def test_a_sheet_names_its_rows_and_cuts_names_that_are_too_long():
     picture = PIL.Image.new("RGB", (100, 40), "red")
     names = ["a.png", "an" * 100 + ".png"]

@@ -270,6 +270,24 @@ def test_the_probe_leaves_out_backs_that_stand_in_for_their_own_outfit_or_for_a_
         assert stage.probe(batch)["pair_accuracy_real_back"] == pytest.approx(accuracy), (one, other)
 
 
+def test_the_probe_names_the_view_and_gives_backs_to_the_next_item():
+    stage, batch = control_stage(PRESETS["paper"]), control_batch(6)
+    for name in ("latents", "noise", "timesteps", "prompts"):
+        batch[name] = batch[name][:1].expand_as(batch[name])
+    batch["front_control"] = batch["back_control"].roll(1, 0)
+    terms = stage.probe(batch)
+    assert (terms["pair_accuracy_real_back"], terms["pair_accuracy_shuffled_back"]) == (0, 1)
+    batch["front_control"] = torch.zeros_like(batch["back_control"])
+    terms = stage.probe(batch)
+    for view in ("back", "front"):
+        with torch.no_grad():
+            output = stage.component("controlnet")(
+                noised(stage, batch), batch["timesteps"], batch["prompts"], batch[f"{view}_control"]
+            )
+        values = torch.cat([each.flatten() for each in (*output.down_block_res_samples, output.mid_block_res_sample)])
+        assert terms[f"feature_rms_{view}"] == pytest.approx(float(values.double().square().mean()) ** 0.5, rel=1e-4)
+
+
 @pytest.mark.parametrize("front_gradient", [True, False])
 def test_features_of_fronts_may_be_compared_flipped(front_gradient):
     """A front whose features are those of the back flipped is as alike as can be, and so is its gradient's path."""

@@ -3,6 +3,9 @@
 import copy
 import csv
 import json
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from itertools import pairwise

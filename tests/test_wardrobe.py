@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import pickle
 import subprocess
 import sys
@@ -53,6 +54,9 @@ GOLDEN = {
         ("test", 300, 2): "626b2dcaf0a8a4e7f4fffb7692d4813ae535224128b5fd1402deb048af91694a",
     }
 }[DRAWING]
+
+# SHA-256 of the labels of the first forty rows of each split, as JSON.
+GOLDEN_LABELS = {1: "3c068585d4af7820b329cd516154519702cac36525e5a4945de9d1c4ea8c448f"}[DRAWING]
 
 
 def digest(row: dict) -> str:
@@ -217,6 +221,12 @@ def test_bad_arguments_are_refused_with_one_sentence(changes):
 def test_rows_have_the_recorded_bytes(split, size, index):
     row = load_pairs("wardrobe", split=split, size=size, count=index + 1)[index]
     assert digest(row) == GOLDEN[split, size, index]
+
+
+def test_rows_have_the_recorded_labels():
+    readers = [Wardrobe(split, 64) for split in SPLITS]
+    labels = [describe(*reader.scene(index)[:3]) for reader in readers for index in range(40)]
+    assert hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest() == GOLDEN_LABELS
 
 
 def test_another_process_draws_the_same_bytes():

@@ -9,7 +9,7 @@ from pathlib import Path
 from .exits import DONE, SOME_FAILED, UnusableArgumentError
 from .loading import load_pipeline
 from .messages import first_sentence, quiet_libraries, report, say
-from .outputs import check_folder
+from .outputs import check_writable
 
 
 def add_export(commands) -> None:
@@ -49,7 +49,7 @@ def export(options: argparse.Namespace) -> int:
         raise UnusableArgumentError(str(error)) from error
     if not options.out:
         raise UnusableArgumentError("--out is empty: give a name for what is written.")
-    check_folder(out.parent, [out])
+    check_writable(out.parent, [out])
     with quiet_libraries():
         try:
             origin = origin_of(source)

@@ -12,7 +12,7 @@ from .fronts import write_fronts
 from .inputs import find_backs
 from .loading import device_and_dtype, load_pipeline
 from .messages import quiet_libraries, report
-from .outputs import check_folder, check_targets, plan, refusing_to_write_in
+from .outputs import check_targets, check_writable, plan, refusing_to_write_in
 
 if TYPE_CHECKING:
     from .. import BackToFrontPipeline
@@ -60,7 +60,7 @@ def generate(options: argparse.Namespace) -> int:
     jobs, sheet = plan(backs, options.out, options.num_images, options.sheet)
     folder = jobs[0].result.parent
     targets = [*(job.result for job in jobs), *([sheet] if sheet else [])]
-    check_folder(folder, targets)
+    check_writable(folder, targets)
     check_targets(targets, backs)
     with quiet_libraries():
         pipeline = load_pipeline(options.model, *device_and_dtype(options.device, options.dtype))

@@ -41,8 +41,8 @@ def plan(backs: list[Path], out: str, num_images: int, with_sheet: bool) -> tupl
         with_sheet: whether a sheet is wanted.
 
     Raises:
-        UnusableArgumentError: if `out` is empty or stdout, no name for a PNG file, or one file for several fronts, or
-            if there are more fronts than can be planned.
+        UnusableArgumentError: if `out` is empty, stdout or an address, no name for a PNG file, or one file for several
+            fronts, or if there are more fronts than can be planned.
     """
     from ..pictures import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 
@@ -96,8 +96,12 @@ def _cut(stem: str) -> str:
     return stem if len(encoded) <= LONGEST_STEM else encoded[:LONGEST_STEM].decode("utf-8", "ignore")
 
 
-def check_folder(folder: Path, targets: list[Path]) -> None:
-    """Refuses what could not be written in the end, without writing it: the folder is made when the model is there."""
+def check_writable(folder: Path, targets: list[Path]) -> None:
+    """Refuses what could not be written in the end, without writing it: the folder is made when the model is there.
+
+    Raises:
+        UnusableArgumentError: if nothing can be written to the folder, or a name in it is too long.
+    """
     existing = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
     with refusing_to_write_in(folder), tempfile.TemporaryFile(dir=existing):
         pass
@@ -124,7 +128,11 @@ def refusing_to_write_in(folder: Path) -> Iterator[None]:
 
 
 def check_targets(targets: list[Path], backs: list[Path]) -> None:
-    """Refuses to replace a picture that was given, a folder, or anything that this command did not write."""
+    """Refuses to replace a picture that was given, a folder, or anything that this command did not write.
+
+    Raises:
+        UnusableArgumentError: if one of the targets is such a thing.
+    """
     given = {os.path.realpath(back) for back in backs}
     for target in targets:
         if os.path.realpath(target) in given:

@@ -29,7 +29,7 @@ def read_chunks(read: Callable[[Pairs], Result], rows: Pairs, processes: int, de
     places = [slice(start, start + CHUNK) for start in range(0, len(rows), CHUNK)]
     processes = min(processes, len(places))
     with tqdm(total=len(rows), desc=description, unit=" pairs") as progress:
-        if processes == 1:
+        if processes <= 1:  # none where there are no rows
             yield from _counted((read(rows[place]) for place in places), len(rows), progress)
             return
         with ProcessPoolExecutor(processes, get_context("spawn"), _Reader.begin, (read, rows)) as pool:

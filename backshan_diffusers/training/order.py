@@ -59,8 +59,7 @@ class LikenessOrder:
         groups = []
         while len(items) >= self.group_size:
             distances = np.square(self.descriptors[items] - self.descriptors[items[0]]).sum(axis=1)
-            distances[0] = -1  # itself, also where another is equal
-            nearest = np.argsort(distances, kind="stable")[: self.group_size]
+            nearest = np.argsort(distances, kind="stable")[: self.group_size]  # itself, also where another is equal
             groups.append(items[nearest])
             items = np.delete(items, nearest)
         return groups
