@@ -57,8 +57,13 @@ from .remote_code import sources
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILE = re.compile(r".+\.(?:json|model|safetensors)|(?:merges|vocab)\.txt")
-"""Name of a file of a component; no other one is pushed or pulled."""
+MODEL_FILE = re.compile(
+    r".+\.safetensors(?:\.index(?:\.\w+)?\.json)?"
+    r"|(?:(?:generation|preprocessor|processor|scheduler|tokenizer)_)?config\.json"
+    r"|(?:added_tokens|special_tokens_map|tokenizer|vocab)\.json|(?:merges|vocab)\.txt"
+    r"|(?:sentencepiece\.bpe|spiece|tokenizer)\.model"
+)
+"""Name of a file of a component; no other one is pushed or pulled: `token.json` may be a key to something."""
 
 CONFIG = "config.json"
 CARD = "README.md"

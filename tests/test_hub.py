@@ -112,9 +112,11 @@ def test_what_has_not_changed_makes_no_commit(server, clients, pushed, tiny_fold
 def test_nothing_else_leaves_the_folder(server, clients, pushed, model):
     config = model / "unet/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "/nowhere/mine/unet"}))
-    for name in (".env", "token.txt", "optimizer.bin", "unet/notes.md", "unet/a.txt", "unet/a.pt", "logs/run.json"):
+    strays = [".env", "token.txt", "token.json", "optimizer.bin", "logs/run.json"]
+    strays += [f"unet/{name}" for name in ("notes.md", "a.txt", "a.pt", "a.model", "client_secret.json", "key.json")]
+    for name in strays:
         (model / name).parent.mkdir(exist_ok=True)
-        (model / name).write_text(TOKEN)
+        (model / name).write_text(json.dumps({"access_token": TOKEN}))
     done = clients.run(PUSH, model, "org/clean", HF_DEBUG="1").checked()
     files = server.files("org/clean")
     assert files.keys() == server.files(pushed).keys()
@@ -122,6 +124,33 @@ def test_nothing_else_leaves_the_folder(server, clients, pushed, model):
     for text in (done.out, done.err, *(content.decode("latin-1") for content in files.values())):
         assert TOKEN not in text
         assert "/nowhere/mine" not in text
+
+
+def test_nothing_else_leaves_the_folder_of_a_controlnet(server, clients, model):
+    for name in ("token.json", "service_account.json", "a.model", "training.json"):
+        (model / "controlnet" / name).write_text(json.dumps({"access_token": TOKEN}))
+    clients.run(PUSH, model / "controlnet", "org/clean-net").checked()
+    kept = {".gitattributes", "README.md", "config.json", "diffusion_pytorch_model.safetensors"}
+    assert server.files("org/clean-net").keys() == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "is_sent"),
+    [
+        ("diffusion_pytorch_model.fp16-00001-of-00002.safetensors", True),
+        ("diffusion_pytorch_model.safetensors.index.fp16.json", True),
+        ("scheduler_config.json", True),
+        ("preprocessor_config.json", True),
+        ("special_tokens_map.json", True),
+        ("vocab.json", True),
+        ("merges.txt", True),
+        ("spiece.model", True),
+        ("client_config.json", False),
+        ("pytorch_model.bin.index.json", False),
+    ],
+)
+def test_what_is_called_like_a_file_of_a_model(name, is_sent):
+    assert (hub.MODEL_FILE.fullmatch(name) is not None) is is_sent
 
 
 @pytest.mark.parametrize(
