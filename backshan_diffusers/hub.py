@@ -528,6 +528,8 @@ def check_repo_id(repo_id: str) -> None:
     """
     try:
         validate_repo_id(repo_id)
+        if "/" not in repo_id:
+            raise HFValidationError("it has no owner")  # whom the code on a card has to name
     except HFValidationError as error:
         raise HubError(f"{repo_id!r} is no id of a repository: give one as owner/name.") from error
 

@@ -582,7 +582,7 @@ def test_a_folder_that_cannot_be_pushed(model, change, words):
     assert str(refusal.value).count("\n") == 0
 
 
-@pytest.mark.parametrize("name", ["", "a/b/c", "../up", "/abs/olute", "a b", "a--b", "org/.."])
+@pytest.mark.parametrize("name", ["", "a/b/c", "../up", "/abs/olute", "a b", "a--b", "org/..", "no-owner"])
 def test_names_that_no_repository_has(name, tiny_folder):
     for call in (lambda: hub.push(tiny_folder, name), lambda: hub.pull(name), lambda: hub.pull_pairs(name)):
         with pytest.raises(hub.HubError, match="is no id of a repository: give one as owner/name."):
