@@ -635,4 +635,5 @@ def _in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:
         return MissingFileError(f"{repo_id} lacks a file ({_first_line(causes[0])}): push it again.")
     if any(_status(cause) in (401, 403) for cause in causes):
         return HubError(f"this token may not do that with {repo_id}: log in with one that may (hf auth login).")
-    return HubError(f"the Hub refuses what was asked of {repo_id}: {_first_line(causes[0])}.")
+    reason = " ".join(str(error).split()) or type(error).__name__  # what the Hub says follows the first line
+    return HubError(f"the Hub refuses what was asked of {repo_id}: {reason.rstrip('.')}.")

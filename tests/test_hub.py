@@ -959,6 +959,13 @@ def test_the_command_says_why_it_cannot(server, clients, tiny_folder, tmp_path):
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"backshan: the folder {tmp_path / 'none'} does not exist: give the folder of a saved")
     assert ("models", "org/no") not in server.repos
+    done = command(clients, "push", tiny_folder, "org/unlicensed", "--license", "mitt")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "backshan: the Hub refuses what was asked of org/unlicensed: Invalid metadata in README.md."
+        ' - "license" must be one of apache-2.0, mit, other.\n'
+    )
+    assert list(server.files("org/unlicensed")) == [".gitattributes"]
     server.faults.append(Fault("POST", "/repos/create", "403", 100))
     done = command(clients, "push", tiny_folder, "org/no")
     assert (done.code, done.out) == (2, "")
