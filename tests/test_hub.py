@@ -838,24 +838,29 @@ def test_from_pretrained_says_what_is_missing(clients, pushed, server, tiny_fold
 
 def test_pickles_are_refused_before_they_are_downloaded(server, clients, tiny_folder):
     files = on_disk(tiny_folder)
-    files["unet/diffusion_pytorch_model.bin"] = files.pop("unet/diffusion_pytorch_model.safetensors")
+    for part in ("unet", "controlnet"):
+        files[f"{part}/diffusion_pytorch_model.bin"] = files.pop(f"{part}/diffusion_pytorch_model.safetensors")
     server.put("org/pickles", files)
     code = """
-    from backshan_diffusers import BackToFrontPipeline
+    from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
     from backshan_diffusers.hub import pull
-    try:
-        BackToFrontPipeline.from_pretrained("org/pickles")
-    except OSError as error:
-        print("safetensors" in str(error))
+    for call in (
+        lambda: BackToFrontPipeline.from_pretrained("org/pickles"),
+        lambda: BackshanControlNetModel.from_pretrained("org/pickles", subfolder="controlnet"),
+    ):
+        try:
+            call()
+        except OSError as error:
+            print("safetensors" in str(error))
     pull("org/pickles")
     """
     clients.forget()
     before = server.asked("GET", "/cdn/")
     done = clients.run(textwrap.dedent(code))
-    assert done.out == "True\n"
+    assert done.out == "True\nTrue\n"
     assert (
-        "HubError: org/pickles has the weights of unet only as a pickle, which could run any code: ask its owner for"
-        " safetensors." in said(done.err)
+        "HubError: org/pickles has the weights of controlnet only as a pickle, which could run any code: ask its owner"
+        " for safetensors." in said(done.err)
     )
     assert server.asked("GET", "/cdn/") == before
 
