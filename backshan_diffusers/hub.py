@@ -58,8 +58,13 @@ from .repo_ids import may_be_repo_id
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILE = re.compile(r".+\.(?:json|model|safetensors)|(?:merges|vocab)\.txt")
-"""Name of a file of a component; no other one is pushed or pulled."""
+MODEL_FILE = re.compile(
+    r".+\.safetensors(?:\.index(?:\.\w+)?\.json)?"
+    r"|(?:(?:generation|preprocessor|processor|scheduler|tokenizer)_)?config\.json"
+    r"|(?:added_tokens|special_tokens_map|tokenizer|vocab)\.json|(?:merges|vocab)\.txt"
+    r"|(?:sentencepiece\.bpe|spiece|tokenizer)\.model"
+)
+"""Name of a file of a component; no other one is pushed or pulled: `token.json` may be a key to something."""
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -524,6 +529,8 @@ def check_repo_id(repo_id: str) -> None:
     """
     try:
         validate_repo_id(repo_id)
+        if "/" not in repo_id:
+            raise HFValidationError("it has no owner")  # whom the code on a card has to name
     except HFValidationError as error:
         raise HubError(f"{repo_id!r} is no id of a repository: give one as owner/name.") from error
 
@@ -621,4 +628,5 @@ def _in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:
         return MissingFileError(f"{repo_id} lacks a file ({_first_line(causes[0])}): push it again.")
     if any(_status(cause) in (401, 403) for cause in causes):
         return HubError(f"this token may not do that with {repo_id}: log in with one that may (hf auth login).")
-    return HubError(f"the Hub refuses what was asked of {repo_id}: {_first_line(causes[0])}.")
+    reason = " ".join(str(error).split()) or type(error).__name__  # what the Hub says follows the first line
+    return HubError(f"the Hub refuses what was asked of {repo_id}: {reason.rstrip('.')}.")

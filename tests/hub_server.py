@@ -28,6 +28,9 @@ TOKEN = "hf_" + "t0kenOfTheTestsThatIsNowhereElse"
 LARGE_SUFFIXES = (".safetensors", ".bin", ".parquet", ".png", ".jpg")
 """What becomes an LFS object, as the real Hub's `.gitattributes` says."""
 
+LICENCES = ("apache-2.0", "mit", "other")
+"""Those that a card may name; the real Hub has more of them."""
+
 PIECE = 1 << 20
 """Bytes read or written at once."""
 
@@ -392,6 +395,8 @@ class Handler(BaseHTTPRequestHandler):
     def validate(self) -> None:
         content = self.json_body()["content"]
         errors = [] if content.startswith("---\n") else [{"message": "there is no metadata"}]
+        if (named := re.search(r"^license: (.+)$", content, re.M)) and named[1] not in LICENCES:
+            errors.append({"message": f'"license" must be one of {", ".join(LICENCES)}'})
         self.answer_json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def info(self, kind: str, name: str, revision: str | None) -> None:

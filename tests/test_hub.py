@@ -112,9 +112,11 @@ def test_what_has_not_changed_makes_no_commit(server, clients, pushed, tiny_fold
 def test_nothing_else_leaves_the_folder(server, clients, pushed, model):
     config = model / "unet/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "/nowhere/mine/unet"}))
-    for name in (".env", "token.txt", "optimizer.bin", "unet/notes.md", "unet/a.txt", "unet/a.pt", "logs/run.json"):
+    strays = [".env", "token.txt", "token.json", "optimizer.bin", "logs/run.json"]
+    strays += [f"unet/{name}" for name in ("notes.md", "a.txt", "a.pt", "a.model", "client_secret.json", "key.json")]
+    for name in strays:
         (model / name).parent.mkdir(exist_ok=True)
-        (model / name).write_text(TOKEN)
+        (model / name).write_text(json.dumps({"access_token": TOKEN}))
     done = clients.run(PUSH, model, "org/clean", HF_DEBUG="1").checked()
     files = server.files("org/clean")
     assert files.keys() == server.files(pushed).keys()
@@ -122,6 +124,33 @@ def test_nothing_else_leaves_the_folder(server, clients, pushed, model):
     for text in (done.out, done.err, *(content.decode("latin-1") for content in files.values())):
         assert TOKEN not in text
         assert "/nowhere/mine" not in text
+
+
+def test_nothing_else_leaves_the_folder_of_a_controlnet(server, clients, model):
+    for name in ("token.json", "service_account.json", "a.model", "training.json"):
+        (model / "controlnet" / name).write_text(json.dumps({"access_token": TOKEN}))
+    clients.run(PUSH, model / "controlnet", "org/clean-net").checked()
+    kept = {".gitattributes", "README.md", "config.json", "diffusion_pytorch_model.safetensors"}
+    assert server.files("org/clean-net").keys() == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "is_sent"),
+    [
+        ("diffusion_pytorch_model.fp16-00001-of-00002.safetensors", True),
+        ("diffusion_pytorch_model.safetensors.index.fp16.json", True),
+        ("scheduler_config.json", True),
+        ("preprocessor_config.json", True),
+        ("special_tokens_map.json", True),
+        ("vocab.json", True),
+        ("merges.txt", True),
+        ("spiece.model", True),
+        ("client_config.json", False),
+        ("pytorch_model.bin.index.json", False),
+    ],
+)
+def test_what_is_called_like_a_file_of_a_model(name, is_sent):
+    assert (hub.MODEL_FILE.fullmatch(name) is not None) is is_sent
 
 
 @pytest.mark.parametrize(
@@ -553,7 +582,7 @@ def test_a_folder_that_cannot_be_pushed(model, change, words):
     assert str(refusal.value).count("\n") == 0
 
 
-@pytest.mark.parametrize("name", ["", "a/b/c", "../up", "/abs/olute", "a b", "a--b", "org/.."])
+@pytest.mark.parametrize("name", ["", "a/b/c", "../up", "/abs/olute", "a b", "a--b", "org/..", "no-owner"])
 def test_names_that_no_repository_has(name, tiny_folder):
     for call in (lambda: hub.push(tiny_folder, name), lambda: hub.pull(name), lambda: hub.pull_pairs(name)):
         with pytest.raises(hub.HubError, match="is no id of a repository: give one as owner/name."):
@@ -813,24 +842,29 @@ def test_from_pretrained_says_what_is_missing(clients, pushed, server, tiny_fold
 
 def test_pickles_are_refused_before_they_are_downloaded(server, clients, tiny_folder):
     files = on_disk(tiny_folder)
-    files["unet/diffusion_pytorch_model.bin"] = files.pop("unet/diffusion_pytorch_model.safetensors")
+    for part in ("unet", "controlnet"):
+        files[f"{part}/diffusion_pytorch_model.bin"] = files.pop(f"{part}/diffusion_pytorch_model.safetensors")
     server.put("org/pickles", files)
     code = """
-    from backshan_diffusers import BackToFrontPipeline
+    from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
     from backshan_diffusers.hub import pull
-    try:
-        BackToFrontPipeline.from_pretrained("org/pickles")
-    except OSError as error:
-        print("safetensors" in str(error))
+    for call in (
+        lambda: BackToFrontPipeline.from_pretrained("org/pickles"),
+        lambda: BackshanControlNetModel.from_pretrained("org/pickles", subfolder="controlnet"),
+    ):
+        try:
+            call()
+        except OSError as error:
+            print("safetensors" in str(error))
     pull("org/pickles")
     """
     clients.forget()
     before = server.asked("GET", "/cdn/")
     done = clients.run(textwrap.dedent(code))
-    assert done.out == "True\n"
+    assert done.out == "True\nTrue\n"
     assert (
-        "HubError: org/pickles has the weights of unet only as a pickle, which could run any code: ask its owner for"
-        " safetensors." in said(done.err)
+        "HubError: org/pickles has the weights of controlnet only as a pickle, which could run any code: ask its owner"
+        " for safetensors." in said(done.err)
     )
     assert server.asked("GET", "/cdn/") == before
 
@@ -934,6 +968,13 @@ def test_the_command_says_why_it_cannot(server, clients, tiny_folder, tmp_path):
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"backshan: the folder {tmp_path / 'none'} does not exist: give the folder of a saved")
     assert ("models", "org/no") not in server.repos
+    done = command(clients, "push", tiny_folder, "org/unlicensed", "--license", "mitt")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "backshan: the Hub refuses what was asked of org/unlicensed: Invalid metadata in README.md."
+        ' - "license" must be one of apache-2.0, mit, other.\n'
+    )
+    assert list(server.files("org/unlicensed")) == [".gitattributes"]
     server.faults.append(Fault("POST", "/repos/create", "403", 100))
     done = command(clients, "push", tiny_folder, "org/no")
     assert (done.code, done.out) == (2, "")

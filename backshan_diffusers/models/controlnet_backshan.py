@@ -147,6 +147,19 @@ class BackshanControlNetModel(Published, ControlNetModel):
         super().__init__(**arguments)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs) -> BackshanControlNetModel:
+        """Loads a ControlNet from a folder or a Hub repository, as `ModelMixin.from_pretrained` does.
+
+        One default differs from the parent's: only safetensors files are read unless `use_safetensors=False`.
+
+        Raises:
+            OSError: if there is none, or it has its weights only as a pickle.
+        """
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         """The parent's part of `from_pretrained` and `from_config`; a stock ControlNet's config is refused here.
 
