@@ -820,7 +820,17 @@ def test_fronts_that_are_not_finite_are_not_written(run, backs):
     assert written() == []
 
 
-def test_a_front_that_is_not_finite_does_not_spoil_its_batch(run, drawn_backs, tiny_folder):
+def test_a_model_in_the_current_folder_is_recorded_by_that_folders_name(run, drawn_backs, tiny_folder, monkeypatch):
+    shutil.copytree(tiny_folder, "ours")
+    drawn_backs[0].save("anna.png")
+    monkeypatch.chdir("ours")
+    assert run("../anna.png", "-o", "../front.png", model=".")[0] == 0
+    with PIL.Image.open("../front.png") as front:
+        assert front.info["model"] == "ours"
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_a_front_that_is_not_finite_does_not_spoil_its_batch(run, drawn_backs, tiny_folder, batch_size):
     """A ControlNet that overflows unless all is black."""
     weights = Path(shutil.copytree(tiny_folder, "model")) / "controlnet/diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
@@ -830,7 +840,7 @@ def test_a_front_that_is_not_finite_does_not_spoil_its_batch(run, drawn_backs, t
     for name in ("a.png", "c.png"):
         PIL.Image.new("RGB", (64, 64)).save(f"people/{name}")
     drawn_backs[0].save("people/b.png")
-    code, out, err = run("people", "--batch-size", 3, "--sheet", model="model")
+    code, out, err = run("people", "--batch-size", batch_size, "--sheet", model="model")
     assert (code, out) == (1, "2 of 3 fronts were written to fronts\n")
     assert err.startswith("backshan: the front of people/b.png with seed 0 has values that are not finite")
     assert written() == ["a_front.png", "c_front.png", "sheet.png"]

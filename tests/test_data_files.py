@@ -264,6 +264,16 @@ def test_a_few_incomplete_pairs_are_left_out_and_listed(tmp_path):
     )
 
 
+def test_a_pair_that_is_left_out_joins_no_groups(tmp_path):
+    """Such as a stand-in for a missing picture."""
+    folder = few_of_many(tmp_path)
+    for view in ("back", "front"):
+        copy(folder, "01_back", f"07_{view}")
+    rows = train(tmp_path)
+    assert rows.findings.skipped == (Skipped("07", "its back and its front are the same file"),)
+    assert rows.findings.joined_groups == 0
+
+
 def test_one_of_twenty_is_a_few(tmp_path):
     folder = make(tmp_path / "train", [f"{number:02d}" for number in range(20)])
     (folder / "07_front.png").unlink()
