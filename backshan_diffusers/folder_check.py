@@ -83,7 +83,8 @@ def find_damage(folder: Path) -> str | None:
         if not _names_a_class(entry) or entry[0] not in ("diffusers", "transformers"):
             continue
         try:
-            component = getattr(importlib.import_module(entry[0]), entry[1]).from_pretrained(folder / name)
+            kind = getattr(importlib.import_module(entry[0]), entry[1])
+            component = kind.from_pretrained(folder / name, use_safetensors=True)  # a pickle could run any code
         except Exception as error:  # nothing is known about what is in the files
             return f"{folder / name} cannot be loaded ({' '.join(str(error).split())}): {REMEDY}"
         for weight, value in component.named_parameters() if isinstance(component, torch.nn.Module) else ():
@@ -102,7 +103,9 @@ def refuse_random_encoders(folder: Path) -> None:
     for name, entry in _read(folder / INDEX).items():
         if name in COMPONENTS_WITH_WEIGHTS and _names_a_class(entry) and entry[0] == "transformers":
             encoder = getattr(transformers, entry[1])
-            _, report = encoder.from_pretrained(folder / name, device_map="meta", output_loading_info=True)
+            _, report = encoder.from_pretrained(
+                folder / name, device_map="meta", use_safetensors=True, output_loading_info=True
+            )
             if report["missing_keys"]:
                 raise OSError(f"{folder / name} has no weight {min(report['missing_keys'])}: {REMEDY}")
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import (
@@ -180,7 +180,7 @@ def pull(repo_id: str, revision: str | None = None, token: str | None = None) ->
                 return Path(cached).parent
             raise
 
-    return _persistently(download, repo_id, revision)
+    return _persistently(download, repo_id, revision, _pull_in_words)
 
 
 def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
@@ -191,7 +191,7 @@ def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
             f"{repo_id} has no {INDEX}: give a repository with a pipeline, or open its ControlNet with"
             " BackshanControlNetModel.from_pretrained."
         )
-    index = json.loads(Path(hf_hub_download(repo_id, INDEX, revision=revision, token=api.token)).read_text("utf-8"))
+    index = _index(Path(hf_hub_download(repo_id, INDEX, revision=revision, token=api.token)), repo_id)
     names = [name for name in (INDEX, ADAPTERS) if name in listed]
     for component in components(index):
         inside = [name for name in listed if re.fullmatch(rf"{re.escape(component)}/[^/\\]+", name)]
@@ -203,6 +203,23 @@ def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
             )
         names += [name for name in safe if variant_of(name) in (None, "")]
     return names
+
+
+def _index(file: Path, repo_id: str) -> dict[str, Any]:
+    """The index of a repository's pipeline, from the file that was downloaded."""
+    try:
+        index = json.loads(file.read_text("utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise _damaged_index(repo_id, str(error)) from error
+    if not isinstance(index, dict):
+        raise _damaged_index(repo_id, "it holds no JSON object")
+    return index
+
+
+def _damaged_index(repo_id: str, fault: str) -> HubError:
+    return HubError(
+        f"the {INDEX} of {repo_id} is damaged ({fault}): ask its owner to push it again, or give another revision."
+    )
 
 
 def _has(names: list[str], suffixes: frozenset[str] | set[str]) -> bool:
@@ -343,6 +360,8 @@ def _without_bars() -> Iterator[None]:
 
 def _model_files(folder: Path) -> dict[str, Content]:
     """The files of a pipeline or of a ControlNet of ours, by their names in the repository."""
+    if folder.is_file():
+        raise HubError(f"{folder} is a file: give the folder of a saved pipeline or ControlNet, as {folder.parent}.")
     if not folder.is_dir():
         raise HubError(f"the folder {folder} does not exist: give the folder of a saved pipeline or ControlNet.")
     if (folder / INDEX).is_file():
@@ -441,7 +460,7 @@ def pull_pairs(repo_id: str, revision: str | None = None, token: str | None = No
         )
         return Path(folder)
 
-    folder = _persistently(download, repo_id, revision)
+    folder = _persistently(download, repo_id, revision, _pull_in_words)
     if not any(folder.glob("data/*.parquet")):
         raise MissingFileError(f"{repo_id} has no parquet files in its folder data: give a dataset of pairs.")
     return folder
@@ -481,7 +500,7 @@ def _push(
             create_pr=create_pr,
         )
 
-    return _persistently(attempt, repo_id, revision)
+    return _persistently(attempt, repo_id, revision, _push_in_words)
 
 
 def _head(api: HfApi, repo_id: str, kind: str, revision: str | None):
@@ -535,8 +554,19 @@ def check_repo_id(repo_id: str) -> None:
         raise HubError(f"{repo_id!r} is no id of a repository: give one as owner/name.") from error
 
 
-def _persistently(attempt: Callable[[], Result], repo_id: str, revision: str | None) -> Result:
+def _persistently(
+    attempt: Callable[[], Result],
+    repo_id: str,
+    revision: str | None,
+    in_words: Callable[[Exception, str, str | None], HubError],
+) -> Result:
     """What `attempt` returns, which is tried again where it fails for a reason that may pass.
+
+    Args:
+        attempt: asks something of the Hub.
+        repo_id: of the repository.
+        revision: that was asked for.
+        in_words: says why it failed.
 
     Raises:
         HubError: if it fails for another reason, or too often.
@@ -551,7 +581,7 @@ def _persistently(attempt: Callable[[], Result], repo_id: str, revision: str | N
         except Exception as error:  # of huggingface_hub, httpx2 and hf_xet, which wrap each other's
             wait = next(waits, None)
             if wait is None or not _may_pass(error):
-                raise _in_words(error, repo_id, revision) from error
+                raise in_words(error, repo_id, revision) from error
             logger.warning("the Hub failed (%s): trying again in %d s.", _first_line(error), wait)
         time.sleep(wait)
 
@@ -578,7 +608,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 def _may_pass(error: BaseException) -> bool:
     """Whether the same may succeed a little later."""
     causes = _causes(error)
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+    if _has_cause(error, OfflineModeIsEnabled):
         return False
     return any(
         isinstance(cause, (httpx2.TransportError, ConnectionError, TimeoutError)) or _status(cause) in PASSING
@@ -587,7 +617,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _is_out_of_reach(error: BaseException) -> bool:
-    return _may_pass(error) or any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error))
+    return _may_pass(error) or _has_cause(error, OfflineModeIsEnabled)
 
 
 def _status(error: BaseException) -> int | None:
@@ -598,22 +628,35 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
-def _in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:
-    causes = _causes(error)
+def _has_cause(error: BaseException, kind: type[BaseException]) -> bool:
+    return any(isinstance(cause, kind) for cause in _causes(error))
 
-    def has(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
 
-    if has(OfflineModeIsEnabled):
+def _pull_in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:
+    if _has_cause(error, OfflineModeIsEnabled):
         return UnreachableHubError(
             f"{repo_id} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or copy the folder here."
         )
-    if has(GatedRepoError):
-        return MissingRepoError(f"{repo_id} is gated: ask for access on its page on the Hub, and log in.")
-    if has(RepositoryNotFoundError):
-        return MissingRepoError(f"{repo_id} does not exist, or is private and needs a token (hf auth login).")
-    if has(RevisionNotFoundError):
+    if _has_cause(error, RevisionNotFoundError):
         return MissingRevisionError(f"{repo_id} has no revision {revision}: give a branch, a tag or a commit of it.")
+    return _in_words(error, repo_id)
+
+
+def _push_in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:
+    if _has_cause(error, OfflineModeIsEnabled):
+        return UnreachableHubError(f"nothing can be pushed to {repo_id} while HF_HUB_OFFLINE is set: unset it.")
+    if _has_cause(error, RevisionNotFoundError):
+        return MissingRevisionError(f"{revision} is no branch of {repo_id}: give a branch, not a tag or a commit.")
+    return _in_words(error, repo_id)
+
+
+def _in_words(error: Exception, repo_id: str) -> HubError:
+    """What is said of a pull and of a push alike."""
+    causes = _causes(error)
+    if _has_cause(error, GatedRepoError):
+        return MissingRepoError(f"{repo_id} is gated: ask for access on its page on the Hub, and log in.")
+    if _has_cause(error, RepositoryNotFoundError):
+        return MissingRepoError(f"{repo_id} does not exist, or is private and needs a token (hf auth login).")
     if any(_status(cause) == OVERTAKEN for cause in causes):
         return UnreachableHubError(
             f"others push to {repo_id} at the same time and were faster each time: do the same again; what is complete"
@@ -624,7 +667,7 @@ def _in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:
             f"the Hub does not answer as it should ({_first_line(causes[-1])}): do the same again later; what is"
             " complete is kept."
         )
-    if has(EntryNotFoundError) and not has(LocalEntryNotFoundError):
+    if _has_cause(error, EntryNotFoundError) and not _has_cause(error, LocalEntryNotFoundError):
         return MissingFileError(f"{repo_id} lacks a file ({_first_line(causes[0])}): push it again.")
     if any(_status(cause) in (401, 403) for cause in causes):
         return HubError(f"this token may not do that with {repo_id}: log in with one that may (hf auth login).")

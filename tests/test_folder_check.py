@@ -5,11 +5,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file, save_file
 
 from backshan_diffusers import MINI, BackToFrontPipeline
-from backshan_diffusers.folder_check import ADAPTERS, check_controlnet, check_folder, find_damage
+from backshan_diffusers.folder_check import (
+    ADAPTERS,
+    check_controlnet,
+    check_folder,
+    find_damage,
+    refuse_random_encoders,
+)
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "controlnet", "scheduler")
 CONFIGS = [
@@ -160,3 +167,19 @@ def test_a_component_that_does_not_fit_together_is_found(folder):
     found = find_damage(folder)  # components come in the order of the index
     assert found.startswith(f"{folder / 'unet'} cannot be loaded (")
     assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("part", "safe", "pickle"),
+    [
+        ("vae", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+        ("text_encoder", "model.safetensors", "pytorch_model.bin"),
+    ],
+)
+def test_no_pickle_is_opened(folder, part, safe, pickle):
+    torch.save(load_file(folder / part / safe), folder / part / pickle)
+    (folder / part / safe).unlink()
+    assert find_damage(folder).startswith(f"{folder / part} cannot be loaded (")
+    if part == "text_encoder":
+        with pytest.raises(OSError, match="safetensors"):
+            refuse_random_encoders(folder)

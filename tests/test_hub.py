@@ -819,6 +819,33 @@ def test_what_is_missing_is_said(server, clients, pushed, tiny_folder):
     ]
 
 
+@pytest.mark.parametrize("index", [b"[]", b"[1", b"\xff\xfe"])
+def test_a_damaged_index_is_named(server, clients, tiny_folder, index):
+    server.put("org/damaged", on_disk(tiny_folder) | {"model_index.json": index})
+    done = clients.run("from backshan_diffusers.hub import pull; pull('org/damaged')")
+    sentence = said(done.err)
+    assert "HubError: the model_index.json of org/damaged is damaged (" in sentence
+    assert sentence.endswith("): ask its owner to push it again, or give another revision.")
+
+
+def test_a_push_says_why_it_cannot_be_made(server, clients, tiny_folder):
+    offline = run_apart(server, clients.home, PUSH, tiny_folder, "org/off", HF_HUB_OFFLINE="1")
+    assert said(offline.err).endswith(
+        "UnreachableHubError: nothing can be pushed to org/off while HF_HUB_OFFLINE is set: unset it."
+    )
+    repo = server.put("org/tagged", {"a.txt": b""})
+    repo.tags["v1"] = repo.branches["main"]
+    push = "import sys; from backshan_diffusers.hub import push; push(sys.argv[1], 'org/tagged', revision='v1')"
+    assert said(clients.run(push, tiny_folder).err).endswith(
+        "MissingRevisionError: v1 is no branch of org/tagged: give a branch, not a tag or a commit."
+    )
+
+
+def test_a_file_is_not_pushed(tiny_folder):
+    with pytest.raises(hub.HubError, match="model_index.json is a file: give the folder of a saved pipeline"):
+        hub.push(tiny_folder / "model_index.json", "org/any")
+
+
 def test_from_pretrained_says_what_is_missing(clients, pushed, server, tiny_folder):
     files = on_disk(tiny_folder)
     server.put("org/no-config", {k: v for k, v in files.items() if k != "unet/config.json"})
