@@ -1,10 +1,16 @@
 """From a picture to the tensor that enters the ControlNet: one copy, for training and for inference."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 CONDITIONINGS = ("canny", "rgb", "canny+rgb", "latents")
 """What may enter the ControlNet; the names' parts give the channels in their order."""
