@@ -24,6 +24,9 @@ from backshan_diffusers.training.estimate import describe, rehearse
 from backshan_diffusers.training.options import load_config, new_parser, read_options
 from backshan_diffusers.training.run import Previews, TrainingRun
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 
 def build_parser() -> ArgumentParser:
     """`--config`, `--dry_run`, where to push, and every field of the config."""
@@ -87,6 +90,9 @@ def main() -> int:
     except (FloatingPointError, DiskFullError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
+        return INTERRUPTED
     PartialState().print(f"The finished pipeline is in {finished}.")
     if "push_to_hub" in own and PartialState().is_main_process:
         push_finished(finished, own["push_to_hub"], logging.warning, private=own.get("hub_private", False))

@@ -126,6 +126,15 @@ def test_nothing_else_leaves_the_folder(server, clients, pushed, model):
         assert "/nowhere/mine" not in text
 
 
+def test_an_index_names_no_folder_outside(server, clients, model):
+    shutil.copytree(model / "unet", model.parent / "outside")
+    index = json.loads((model / "model_index.json").read_text())
+    index |= {"../outside": index["unet"], "unet/../../outside": index["unet"]}
+    (model / "model_index.json").write_text(json.dumps(index))
+    clients.run(PUSH, model, "org/narrow").checked()
+    assert not any("outside" in name for name in server.files("org/narrow"))
+
+
 def test_nothing_else_leaves_the_folder_of_a_controlnet(server, clients, model):
     for name in ("token.json", "service_account.json", "a.model", "training.json"):
         (model / "controlnet" / name).write_text(json.dumps({"access_token": TOKEN}))
@@ -503,6 +512,9 @@ def test_variants_lie_beside_each_other(server, clients, tiny_folder):
     assert "text_encoder/model.fp16.safetensors" in names
     assert set(on_disk(tiny_folder)) <= names
     assert load_file(Path(folder) / "unet/diffusion_pytorch_model.safetensors").keys()
+    clients.forget()
+    pulled = clients.run("from backshan_diffusers.hub import pull; print(pull('org/variants'))").checked().out.strip()
+    assert set(model_of(on_disk(Path(pulled)))) == set(on_disk(tiny_folder))
 
 
 @pytest.mark.parametrize(
@@ -556,6 +568,13 @@ def test_the_classes_push_themselves(server, clients, tiny_folder):
         list(server.repo("org/net-by-class").pulls) == ["refs/pr/1"]
         or "refs/pr/2" in server.repo("org/net-by-class").pulls
     )
+
+
+def test_the_classes_push_with_the_token_that_is_given(server, clients, tiny_folder):
+    code = "import sys; from backshan_diffusers import BackToFrontPipeline as P; P.from_pretrained(sys.argv[1])"
+    code += f".controlnet.push_to_hub('org/by-token', token='{TOKEN}')"
+    clients.run(code, tiny_folder, HF_TOKEN="").checked()
+    assert "config.json" in server.files("org/by-token")
 
 
 @pytest.mark.parametrize(
@@ -859,12 +878,14 @@ def test_from_pretrained_says_what_is_missing(clients, pushed, server, tiny_fold
         try:
             BackToFrontPipeline.from_pretrained(name, **kwargs)
         except OSError as error:
-            print(type(error).__name__)
+            print(type(error.__cause__).__name__, error)
     """
-    names = clients.run(textwrap.dedent(code)).checked().out.split()
-    assert len(names) == 3
-    assert names[0] in ("RepositoryNotFoundError", "OSError")
-    assert names[1] in ("RevisionNotFoundError", "OSError")
+    said = clients.run(textwrap.dedent(code)).checked().out
+    assert re.findall(r"^(\w+) (Cannot load model \S+:|Error no file named config.json)", said, re.MULTILINE) == [
+        ("RepositoryNotFoundError", "Cannot load model org/nothing:"),
+        ("RevisionNotFoundError", f"Cannot load model {pushed}:"),
+        ("NoneType", "Error no file named config.json"),
+    ]
 
 
 def test_pickles_are_refused_before_they_are_downloaded(server, clients, tiny_folder):

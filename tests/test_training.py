@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -832,6 +833,20 @@ def test_two_processes_train_one_model(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     assert "processes: 2" in (tmp_path / "run" / "prior" / "training_config.yaml").read_text()
     BackToFrontPipeline.from_pretrained(tmp_path / "run" / "prior" / "pipeline")
+
+
+def test_ctrl_c_ends_a_run_with_a_sentence(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "train_backshan.py"), "--config", str(SMOKE)]
+    command += ["--output_dir", str(tmp_path / "run"), "--max_steps", "100000", "--report_to", "none"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    while run.poll() is None and not (tmp_path / "run" / "vae" / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    _, stderr = run.communicate(timeout=100)
+    assert run.returncode == 130
+    assert stderr.endswith("interrupted: the same command goes on from the last checkpoint.\n")
+    assert "Traceback" not in stderr
 
 
 def test_the_script_trains_a_controlnet_that_reads_latents(tmp_path):
