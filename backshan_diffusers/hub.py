@@ -35,7 +35,6 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -45,7 +44,6 @@ from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
     enable_progress_bars,
-    validate_repo_id,
 )
 
 from . import MINI, __version__, cards
@@ -546,12 +544,8 @@ def check_repo_id(repo_id: str) -> None:
     Raises:
         HubError: in one sentence.
     """
-    try:
-        validate_repo_id(repo_id)
-        if "/" not in repo_id:
-            raise HFValidationError("it has no owner")  # whom the code on a card has to name
-    except HFValidationError as error:
-        raise HubError(f"{repo_id!r} is no id of a repository: give one as owner/name.") from error
+    if not may_be_repo_id(repo_id):  # the code on a card has to name the owner too
+        raise HubError(f"{repo_id!r} is no id of a repository: give one as owner/name.")
 
 
 def _persistently(
