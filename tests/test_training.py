@@ -836,14 +836,21 @@ def test_two_processes_train_one_model(tmp_path):
 
 
 def test_ctrl_c_ends_a_run_with_a_sentence(tmp_path):
-    command = [sys.executable, str(ROOT / "examples" / "train_backshan.py"), "--config", str(SMOKE)]
+    in_front = (  # what a shell begins in the background never hears of Ctrl-C
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = sys.argv[1:];"
+        " runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", in_front, str(ROOT / "examples" / "train_backshan.py"), "--config", str(SMOKE)]
     command += ["--output_dir", str(tmp_path / "run"), "--max_steps", "100000", "--report_to", "none"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    while run.poll() is None and not (tmp_path / "run" / "vae" / "metrics.jsonl").exists():
-        time.sleep(0.1)
-    run.send_signal(signal.SIGINT)
-    _, stderr = run.communicate(timeout=100)
+    try:
+        while run.poll() is None and not (tmp_path / "run" / "vae" / "metrics.jsonl").exists():
+            time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        _, stderr = run.communicate(timeout=100)
+    finally:
+        run.kill()
     assert run.returncode == 130
     assert stderr.endswith("interrupted: the same command goes on from the last checkpoint.\n")
     assert "Traceback" not in stderr
