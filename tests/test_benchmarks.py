@@ -114,7 +114,7 @@ def test_the_sheet_is_chosen_by_index(model, tmp_path, monkeypatch):
 
 
 def test_the_nearest_front_is_sought_among_all_pairs_of_the_recipe():
-    recipe = yaml.safe_load((BENCHMARKS.parent / "examples" / "configs" / "mini-more.yaml").read_text())
+    recipe = yaml.safe_load((BENCHMARKS.parent / "examples" / "configs" / "mini-reframe.yaml").read_text())
     _, options = script("mini_quality").parse([])
     assert options.train_count == recipe["train_pairs"]
 
@@ -150,6 +150,49 @@ def test_subsets_hold_what_they_say():
         assert all(chosen[name] for name in family)
     one = {"item_id": "a", "group_id": "a", "attributes": rows[0]["attributes"]}
     assert quality.subsets([one] * (quality.SMALLEST_SUBSET - 1), seed=0) == {}
+
+
+def test_framing_end_to_end(model, tmp_path, capsys, monkeypatch):
+    framing = script("framing")
+    monkeypatch.setattr(framing, "SHOWN", 1)
+    paths = {name: tmp_path / f"framing.{name}" for name in ("json", "sheet")}
+    arguments = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
+    framing.main(["--model", model, "--count", "2", "--seed", "7", *arguments])
+    report = json.loads(paths["json"].read_text())
+    results = report["results"]
+    assert list(results["framings"]) == list(framing.FRAMINGS)
+    rows = load_pairs("wardrobe", split="test", size=64, count=2)
+    mirrored = [METRICS["head_l1"].of(np.asarray(row["back"])[:, ::-1], row) for row in rows]
+    first = results["framings"]["as wardrobe draws it"]["systems"]
+    assert first["mirrored back"]["head_l1"]["mean"] == pytest.approx(np.mean(mirrored))
+    made = [GeneratedFront(tiny_pipeline(), 7)([row])[0] for row in rows]
+    ours = np.mean([METRICS["person_l1"].of(front, row) for front, row in zip(made, rows)])
+    assert first["generated"]["person_l1"]["mean"] == pytest.approx(ours, abs=1e-4)
+    assert report["tables"][0]["title"] in capsys.readouterr().out
+    assert all(len(row) == len(report["tables"][0]["columns"]) for row in report["tables"][0]["rows"])
+    with PIL.Image.open(paths["sheet"]) as sheet:
+        assert sheet.width == 3 * 64 + 4 * 4
+        assert sheet.height > len(framing.FRAMINGS) * 64
+    assert "--count must be at least 2" in refused("framing", capsys, "--model", model, "--count", "1")
+
+
+def test_a_framing_moves_both_views_and_their_masks():
+    framing = script("framing")
+    drawn = Wardrobe("test", 64).row(0)
+    assert framing.Reframed("test", 64, framing.Framing()).row(0) == drawn
+    moved = framing.Reframed("test", 64, framing.Framing(0.5, right=0.125, down=-0.0625)).row(0)
+
+    def box(mask):
+        return np.array(mask.point(lambda level: 255 * (level > 127)).getbbox())
+
+    for view, right in (("back", 8), ("front", -8)):
+        expected = 32 + (box(drawn[f"{view}_person"]) - 32) / 2 + [right, -4, right, -4]
+        assert np.abs(box(moved[f"{view}_person"]) - expected).max() <= 1
+        corners = np.asarray(drawn[view])[[0, 0, -1, -1], [0, -1, 0, -1]]
+        assert np.array_equal(np.asarray(moved[view])[[0, 0, -1, -1], [0, -1, 0, -1]], corners)
+    inside = np.asarray(moved["front_person"]) > 127
+    flipped = np.asarray(moved["back_person"])[:, ::-1] > 127
+    assert (inside & flipped).sum() > 0.8 * (inside | flipped).sum()
 
 
 def test_generate_speed_end_to_end(model, tmp_path, capsys):

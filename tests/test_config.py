@@ -331,6 +331,7 @@ RUNS = {
     "mini-finish": ["vae", "joint"],
     "mini-focus": ["vae", "joint"],
     "mini-more": ["joint"],
+    "mini-reframe": ["joint"],
     "sd15-stage1": ["controlnet"],
     "sd15-stage2": ["joint"],
     "smoke": list(STAGES),
