@@ -332,6 +332,7 @@ RUNS = {
     "mini-focus": ["vae", "joint"],
     "mini-more": ["joint"],
     "mini-reframe": ["joint"],
+    "mini-settle": ["joint"],
     "sd15-stage1": ["controlnet"],
     "sd15-stage2": ["joint"],
     "smoke": list(STAGES),
