@@ -377,7 +377,7 @@ def test_cached_edges_are_those_of_the_pictures(tmp_path, monkeypatch, view):
     assert before == {path: path.stat().st_mtime_ns for path in shards(tmp_path)} and len(before) == 3
 
 
-def test_edges_have_a_cache_for_all_that_they_depend_on(tmp_path):
+def test_edges_have_a_cache_for_all_that_they_depend_on(tmp_path, monkeypatch):
     pairs, other = shapes(), replace(shapes(), backs=255 - shapes().fronts, key="other pairs")
     wanted = [
         (pairs, (100, 200), "backs", False),
@@ -395,6 +395,9 @@ def test_edges_have_a_cache_for_all_that_they_depend_on(tmp_path):
     upright = edges_of(pairs.backs, 100, 200)
     flipped = edges_of(pairs.backs[:, :, ::-1], 100, 200)
     assert not np.array_equal(upright[:, :, ::-1], flipped)  # a flip of edges is another thing
+    monkeypatch.setattr(cv2, "__version__", "another")
+    cache_edges(pairs, (100, 200), tmp_path, Accelerator(), "backs", False)
+    assert len(shards(tmp_path)) == number + 1
 
 
 def test_broken_edges_are_made_anew_and_processes_share_them_out(tmp_path, monkeypatch, caplog):

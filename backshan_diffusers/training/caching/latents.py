@@ -41,6 +41,7 @@ def cache_latents(
     Raises:
         ConfigError: if the folder cannot be written.
     """
+    # no version of torch or diffusers: others round otherwise and no more, for which nobody waits for hours again
     key = key_of("latents-3", pairs.key, vae.config.scaling_factor, fingerprint(vae), view, flipped)
 
     def compute(pictures: np.ndarray) -> torch.Tensor:
