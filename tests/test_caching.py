@@ -33,6 +33,7 @@ from backshan_diffusers.training.caching import (
     cache_prompts,
     encode,
     read_attributes,
+    read_item_ids,
     storage,
     to_pixels,
 )
@@ -64,7 +65,8 @@ class Greys:
         self.made.append(index)
         back, front = (Image.new("RGB", (32, 32), (index, grey, grey)) for grey in (0, 9))
         face = Image.new("L", (32, 32))
-        return {"back": back, "front": front, "group_id": str(index // 2), "front_face": face, "attributes": {}}
+        labels = {"item_id": f"grey {index}", "group_id": str(index // 2), "attributes": {}}
+        return {"back": back, "front": front, "front_face": face, **labels}
 
     def rows(self) -> Pairs:
         return Pairs(self, range(COUNT))
@@ -174,10 +176,11 @@ def test_broken_pairs_are_made_anew(tmp_path, caplog, name, harm):
 @pytest.mark.parametrize("kept", [b"", b"{}\n", None])
 def test_labels_that_are_cut_off_are_made_anew(tmp_path, caplog, kept):
     pairs = cache_pairs(Greys().rows(), tmp_path, workers=1)
-    (path,) = tmp_path.glob("*-attributes.jsonl")
+    (path,) = tmp_path.glob("*-labels.jsonl")
     path.unlink() if kept is None else path.write_bytes(kept)
     cache_pairs(Greys().rows(), tmp_path, workers=1)
     assert read_attributes(pairs, tmp_path) == [{}] * COUNT
+    assert read_item_ids(pairs, tmp_path) == [f"grey {index}" for index in range(COUNT)]
     assert "are damaged: they are made anew." in caplog.messages[0]
 
 
