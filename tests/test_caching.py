@@ -321,6 +321,23 @@ def test_a_broken_shard_is_made_anew_and_the_others_stay(tmp_path, monkeypatch, 
     assert caplog.messages == [f"the cached latents {broken} are damaged: they are made anew."]
 
 
+def test_a_shard_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
+    def breaks_off(tensors, path):
+        path.write_bytes(b"the first half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "save_file", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        cache_latents(pair_arrays(), tiny_pipeline().vae, tmp_path, Accelerator())
+    assert not shards(tmp_path)
+
+
+def test_models_whose_weights_have_other_names_are_told_apart():
+    layer = torch.nn.Linear(2, 2)
+    one, same, other = (torch.nn.ModuleDict({name: layer}) for name in ("down", "down", "up"))
+    assert storage.fingerprint(one) == storage.fingerprint(same) != storage.fingerprint(other)
+
+
 def test_a_disk_that_is_too_full_for_latents_is_one_sentence(tmp_path):
     pairs, vae = pair_arrays(), tiny_pipeline().vae
     with room_for(1000), pytest.raises(ConfigError, match="cannot be written .*File too large.*: make room"):

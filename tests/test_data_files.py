@@ -361,6 +361,14 @@ def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, capl
     assert np.array_equal(alone.fronts, cached.fronts) and np.array_equal(alone.groups, cached.groups)
 
 
+def test_training_lists_what_was_left_out_when_the_folder_was_opened_too(tmp_path):
+    folder = few_of_many(tmp_path)
+    (folder / "07_front.png").unlink()
+    cache_pairs(train(tmp_path), tmp_path / "cache", workers=1)
+    (report,) = (tmp_path / "cache").glob("*-check.txt")
+    assert report.read_text().splitlines()[1:] == ["07: it has no front"]
+
+
 def test_a_chunk_without_a_usable_row_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "CHUNK", 1)
     folder = few_of_many(tmp_path)
