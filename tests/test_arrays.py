@@ -13,11 +13,12 @@ def test_every_pair_is_read_in_order_and_counted(processes, monkeypatch, capsys)
     rows = load_pairs("wardrobe", split="validation", size=64, count=8)
     chunks = list(read_chunks(read_arrays, rows, processes, "pairs"))
     assert [len(groups) for _, _, groups, _ in chunks] == [3, 3, 2]
-    backs, fronts, groups, attributes = zip(*chunks, strict=True)
+    backs, fronts, groups, labels = zip(*chunks, strict=True)
     for view, read in (("back", backs), ("front", fronts)):
         assert np.array_equal(np.concatenate(read), [np.asarray(row[view]) for row in rows])
     assert [each for chunk in groups for each in chunk] == [row["group_id"] for row in rows]
-    assert [each for chunk in attributes for each in chunk] == [row["attributes"] for row in rows]
+    expected = [{"item_id": row["item_id"], "attributes": row["attributes"]} for row in rows]
+    assert [each for chunk in labels for each in chunk] == expected
     bar = capsys.readouterr().err.split("\r")[-1]
     assert " 8/8 " in bar
     assert bar.rstrip().endswith(" pairs/s]") or bar.rstrip().endswith("s/ pairs]")

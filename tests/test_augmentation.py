@@ -201,6 +201,12 @@ def test_a_moved_mask_holds_every_pixel_that_is_partly_inside():
     assert (rows.tolist(), columns.tolist()) == ([4, 4], [4, 5])
 
 
+def test_between_pixels_pictures_are_interpolated():
+    ramp = np.repeat(4 * np.arange(16, dtype=np.uint8)[None, :, None].repeat(16, axis=0), 3, axis=2)
+    moved = move_picture(ramp, np.array([[1, 0, 0.5], [0, 1, 0]]))
+    assert (moved[:, 3:13] == ramp[:, 3:13] - 2).all()  # half a step less, half a pixel to the left
+
+
 def test_what_comes_in_continues_the_border():
     picture = np.full((16, 16, 3), 90, dtype=np.uint8)
     assert (move_picture(picture, np.array([[1.0, 0, 7], [0, 1, -5]])) == 90).all()

@@ -10,7 +10,7 @@ import torch
 from diffusers import ControlNetModel, FlowMatchEulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
-from tiny import TINY, tiny_config, tiny_pipeline
+from tiny import TINY, tiny_autoencoder, tiny_config, tiny_pipeline
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
@@ -208,6 +208,20 @@ def test_a_recorded_size_that_leaves_a_part_of_a_latent_is_refused(tiny_folder, 
     edit(base / "controlnet" / "config.json", image_size=100)
     with pytest.raises(ConfigError, match="image_size is 100: give a multiple of 8"):
         open_base(str(base), 0)
+
+
+def test_a_base_with_a_tiny_autoencoder_trains_all_but_that(tmp_path):
+    base = tiny_pipeline("latents")
+    base.vae = tiny_autoencoder()
+    base.save_pretrained(tmp_path / "base")
+    shared = {"base_model": str(tmp_path / "base"), "model": ModelSize(), "max_steps": 2, "crop_sizes": (32,)}
+    config = tiny_config(tmp_path / "run", **shared, stages={"controlnet": {}})
+    trained = BackToFrontPipeline.from_pretrained(TrainingRun(config).run())
+    assert not torch.equal(trained.controlnet.conv_in.weight, base.controlnet.conv_in.weight)
+    assert torch.equal(trained.vae.encoder.layers[0].weight, base.vae.encoder.layers[0].weight)
+    config = tiny_config(tmp_path / "refused", **shared, stages={"vae": {}})
+    with pytest.raises(ConfigError, match="is of the class AutoencoderTiny: leave vae out of stages.$"):
+        TrainingRun(config).run()
 
 
 def test_the_two_stages_of_the_method_run_one_after_the_other(public, tmp_path):

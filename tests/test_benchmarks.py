@@ -18,6 +18,7 @@ from tiny import tiny_pipeline
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.data.wardrobe import Wardrobe, describe
 from backshan_diffusers.evaluation import METRICS, GeneratedFront, NearestTrainingFront
+from backshan_diffusers.objective import PRESETS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SYSTEMS = ["generated", "mirrored back", "nearest training front", "blank back"]
@@ -313,6 +314,14 @@ def test_step_cost_measures_every_variant_beside_the_public_step(capsys, tmp_pat
     assert operations["mse"] < operations["watched"] < operations["backshan"] <= operations["paper"]
     assert operations["mse"] < operations["public"]  # which encodes picture and prompt in every step
     assert "of the public step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("conditioning", ["canny+rgb", "latents"])
+def test_a_random_step_gives_a_controlnet_what_it_reads(conditioning):
+    trainer = script("training_step").random_trainer(
+        tiny_pipeline(conditioning), PRESETS["backshan"], None, "no", batch_size=2
+    )
+    assert trainer.advance()[0]["loss"].isfinite()
 
 
 def test_full_size_runs_both_shipped_stages_from_folders_as_they_are_published(capsys, tmp_path):

@@ -33,6 +33,7 @@ from backshan_diffusers.training.caching import (
     cache_prompts,
     encode,
     read_attributes,
+    read_item_ids,
     storage,
     to_pixels,
 )
@@ -64,7 +65,8 @@ class Greys:
         self.made.append(index)
         back, front = (Image.new("RGB", (32, 32), (index, grey, grey)) for grey in (0, 9))
         face = Image.new("L", (32, 32))
-        return {"back": back, "front": front, "group_id": str(index // 2), "front_face": face, "attributes": {}}
+        labels = {"item_id": f"grey {index}", "group_id": str(index // 2), "attributes": {}}
+        return {"back": back, "front": front, "front_face": face, **labels}
 
     def rows(self) -> Pairs:
         return Pairs(self, range(COUNT))
@@ -174,10 +176,11 @@ def test_broken_pairs_are_made_anew(tmp_path, caplog, name, harm):
 @pytest.mark.parametrize("kept", [b"", b"{}\n", None])
 def test_labels_that_are_cut_off_are_made_anew(tmp_path, caplog, kept):
     pairs = cache_pairs(Greys().rows(), tmp_path, workers=1)
-    (path,) = tmp_path.glob("*-attributes.jsonl")
+    (path,) = tmp_path.glob("*-labels.jsonl")
     path.unlink() if kept is None else path.write_bytes(kept)
     cache_pairs(Greys().rows(), tmp_path, workers=1)
     assert read_attributes(pairs, tmp_path) == [{}] * COUNT
+    assert read_item_ids(pairs, tmp_path) == [f"grey {index}" for index in range(COUNT)]
     assert "are damaged: they are made anew." in caplog.messages[0]
 
 
@@ -318,6 +321,23 @@ def test_a_broken_shard_is_made_anew_and_the_others_stay(tmp_path, monkeypatch, 
     assert caplog.messages == [f"the cached latents {broken} are damaged: they are made anew."]
 
 
+def test_a_shard_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
+    def breaks_off(tensors, path):
+        path.write_bytes(b"the first half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "save_file", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        cache_latents(pair_arrays(), tiny_pipeline().vae, tmp_path, Accelerator())
+    assert not shards(tmp_path)
+
+
+def test_models_whose_weights_have_other_names_are_told_apart():
+    layer = torch.nn.Linear(2, 2)
+    one, same, other = (torch.nn.ModuleDict({name: layer}) for name in ("down", "down", "up"))
+    assert storage.fingerprint(one) == storage.fingerprint(same) != storage.fingerprint(other)
+
+
 def test_a_disk_that_is_too_full_for_latents_is_one_sentence(tmp_path):
     pairs, vae = pair_arrays(), tiny_pipeline().vae
     with room_for(1000), pytest.raises(ConfigError, match="cannot be written .*File too large.*: make room"):
@@ -377,7 +397,7 @@ def test_cached_edges_are_those_of_the_pictures(tmp_path, monkeypatch, view):
     assert before == {path: path.stat().st_mtime_ns for path in shards(tmp_path)} and len(before) == 3
 
 
-def test_edges_have_a_cache_for_all_that_they_depend_on(tmp_path):
+def test_edges_have_a_cache_for_all_that_they_depend_on(tmp_path, monkeypatch):
     pairs, other = shapes(), replace(shapes(), backs=255 - shapes().fronts, key="other pairs")
     wanted = [
         (pairs, (100, 200), "backs", False),
@@ -395,6 +415,9 @@ def test_edges_have_a_cache_for_all_that_they_depend_on(tmp_path):
     upright = edges_of(pairs.backs, 100, 200)
     flipped = edges_of(pairs.backs[:, :, ::-1], 100, 200)
     assert not np.array_equal(upright[:, :, ::-1], flipped)  # a flip of edges is another thing
+    monkeypatch.setattr(cv2, "__version__", "another")
+    cache_edges(pairs, (100, 200), tmp_path, Accelerator(), "backs", False)
+    assert len(shards(tmp_path)) == number + 1
 
 
 def test_broken_edges_are_made_anew_and_processes_share_them_out(tmp_path, monkeypatch, caplog):

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from tiny import tiny_pipeline
+from tiny import tiny_autoencoder, tiny_pipeline
 
 from backshan_diffusers.conditioning import (
     CONDITIONINGS,
@@ -173,6 +173,14 @@ def test_latents_are_the_scaled_means_of_the_posterior():
     halved = picture_latents(pixels, vae.bfloat16())
     assert halved.dtype == torch.float32
     torch.testing.assert_close(halved, latents, atol=0.1, rtol=0)
+
+
+@torch.no_grad()
+def test_a_tiny_autoencoder_gives_latents_too():
+    vae = tiny_autoencoder()
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    vae.register_to_config(scaling_factor=0.25)
+    torch.testing.assert_close(picture_latents(pixels, vae), vae.encode(pixels).latents / 4)
 
 
 def test_latents_are_repeated_over_the_pixels_they_stand_for():

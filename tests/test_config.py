@@ -115,6 +115,47 @@ def test_an_objective_is_a_preset_with_changes(tmp_path):
     )
 
 
+OPEN_POINTS = {
+    "conditioning": ("canny", "rgb", "canny+rgb", "latents"),
+    "objective.front_latents": ("shared", "own", "pure"),
+    "objective.timesteps": ("batch",),
+    "objective.features": ("all", "last_down"),
+    "objective.pooled": (False,),
+    "objective.before_zero_convolutions": (False,),
+    "objective.projection_width": (16,),
+    "objective.temperature": (1.0,),
+    "objective.learned_temperature": (True,),
+    "objective.contrastive_weight": (1.0,),
+    "objective.contrastive_warmup_steps": (7,),
+    "objective.contrastive_anneal_steps": (9,),
+    "objective.both_directions": (False,),
+    "mirror": (True, False),
+    "objective.same_group_negatives": (True,),
+    "objective.contrast": ("negatives",),
+    "hard_negatives": ("attributes", "look"),
+}
+"""What the method leaves open, and what may be chosen beside the default."""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in OPEN_POINTS.items() for value in values]
+)
+def test_every_open_point_is_chosen_by_file_or_option_and_recorded(tmp_path, name, value):
+    group, _, inner = name.rpartition(".")
+    by_file = read(tmp_path, yaml.safe_dump({group: {inner: value}} if group else {name: value}))
+    by_option = read(tmp_path, "", f"--{name}", str(value))
+    assert by_file == by_option != TrainingConfig(output_dir="out")
+    recorded = asdict(by_file.stage("joint"))
+    assert (recorded[group][inner] if group else recorded[name]) == value
+
+
+def test_unpooled_features_may_be_compared_mirrored(tmp_path):
+    words = ("--objective.pooled", "false", "--objective.mirror_features", "true")
+    assert read(tmp_path, "", *words).resolve_objective() == replace(
+        PRESETS["backshan"], pooled=False, mirror_features=True
+    )
+
+
 def test_a_preset_begins_the_objective_anew(tmp_path):
     text = "objective: {preset: paper, contrastive_weight: 0.5}\nstages:\n  vae: {}\n  prior: {}\n"
     text += "  controlnet: {objective: {preset: mse}}\n  joint: {objective: {temperature: 0.1}}\n"

@@ -15,7 +15,7 @@ from backshan_diffusers.data import COLUMNS, PairsError, arrays, check_pairs, lo
 from backshan_diffusers.data.pairs import Skipped, UnreadablePairError
 from backshan_diffusers.data.stored import SHARES, split_of
 from backshan_diffusers.pictures import Letterbox, load_picture
-from backshan_diffusers.training.caching import cache_pairs
+from backshan_diffusers.training.caching import cache_pairs, read_item_ids
 
 ORIENTATION = 274  # the EXIF tag
 
@@ -349,6 +349,7 @@ def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, capl
     assert len(set(cached.groups)) == len({number // 3 for number in good})
     groups = [number // 3 for number in good]
     assert ((cached.groups[:, None] == cached.groups) == (np.array(groups)[:, None] == groups)).all()
+    assert read_item_ids(cached, tmp_path / "cache") == [items[number] for number in good]
     (report,) = (tmp_path / "cache").glob("*-check.txt")
     lines = report.read_text().splitlines()
     assert [line.partition(":")[0] for line in lines[1:]] == [items[number] for number in bad]
@@ -358,6 +359,14 @@ def test_training_leaves_out_what_cannot_be_read_in_every_process(tmp_path, capl
     assert [row["item_id"] for row in check_pairs(rows).usable] == [items[number] for number in good]
     alone = cache_pairs(rows, tmp_path / "other", workers=1)
     assert np.array_equal(alone.fronts, cached.fronts) and np.array_equal(alone.groups, cached.groups)
+
+
+def test_training_lists_what_was_left_out_when_the_folder_was_opened_too(tmp_path):
+    folder = few_of_many(tmp_path)
+    (folder / "07_front.png").unlink()
+    cache_pairs(train(tmp_path), tmp_path / "cache", workers=1)
+    (report,) = (tmp_path / "cache").glob("*-check.txt")
+    assert report.read_text().splitlines()[1:] == ["07: it has no front"]
 
 
 def test_a_chunk_without_a_usable_row_is_passed_over(tmp_path, monkeypatch):

@@ -163,6 +163,9 @@ def test_the_names_of_caches_tell_maskings_apart(detector, monkeypatch):
     keys = {masking_key(mask_face) for mask_face in ("none", "blur", "blank")}
     monkeypatch.setattr("backshan_diffusers.faces.version", lambda package: "another")
     assert len(keys | {masking_key("blur")}) == 4 and masking_key("none") in keys
+    keys.add(masking_key("blur"))
+    monkeypatch.setattr("cv2.__version__", "another")
+    assert len(keys | {masking_key("blur")}) == 5 and masking_key("none") in keys
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate import cpu_offload_with_hook
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -27,7 +28,7 @@ from diffusers import (
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from tiny import tiny_pipeline
+from tiny import tiny_autoencoder, tiny_pipeline
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline, BackToFrontPipelineOutput
@@ -170,6 +171,24 @@ def test_latents_enter_an_offloaded_and_a_half_precise_pipeline():
     entered = entering(pipe, photo())
     assert entered.dtype == torch.bfloat16
     torch.testing.assert_close(entered.float(), expected, rtol=0, atol=0.1)
+
+
+def test_latents_are_made_where_an_offloaded_autoencoder_computes():
+    pipe = tiny_pipeline("latents")
+    cpu_offload_with_hook(pipe.vae, torch.device("meta"))  # a device beside the CPU that every machine has
+    assert pipe._latents_as_control(torch.rand(1, 3, SIDE, SIDE)).device.type == "meta"
+    assert pipe.vae.device.type == "meta"
+
+
+def test_the_latents_of_a_tiny_autoencoder_enter():
+    pipe = tiny_pipeline("latents")
+    pipe.vae = tiny_autoencoder().eval()
+    square, _ = letterboxed(photo())
+    pixels = torch.from_numpy(square[:, ::-1].copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        latents = pipe.vae.encode(pixels).latents
+    expected = torch.from_numpy(np.kron(latents.numpy(), np.ones((8, 8), np.float32)))
+    torch.testing.assert_close(entering(pipe, photo()), expected, rtol=0, atol=1e-5)
 
 
 def test_the_stock_pipeline_takes_latents_made_by_hand(tmp_path):

@@ -540,6 +540,14 @@ def test_a_loss_that_is_not_finite_names_the_step_the_pairs_and_the_good_checkpo
         resumed.train(lambda step: None)
 
 
+def test_a_run_names_the_pairs_as_their_source_does(tmp_path):
+    with pytest.raises(FloatingPointError) as stopped:
+        train(tmp_path, learning_rate=1e30, batch_size=8, stages={"vae": {}, "prior": {}}, crop_sizes=(64,))
+    ids = [row["item_id"] for row in load_pairs("wardrobe", split="train", size=64, count=8)]
+    named = str(stopped.value).partition("the training pairs ")[2].partition(":")[0]
+    assert sorted(named.split(", ")) == sorted(ids)
+
+
 def bad_at(bad: int):
     """Batches of two pairs each, named after their number; one of them is not finite."""
     good = tiny_prior()[1](0, None)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
 from backshan_diffusers.training.augmentation import Augmentation
@@ -55,6 +56,13 @@ def tiny_controlnet(conditioning: str = "rgb", seed: int = 0, zero_residuals: bo
 def tiny_unet(seed: int = 0):
     """The U-Net of [`tiny_pipeline`] alone."""
     return tiny_pipeline(seed=seed).unet
+
+
+def tiny_autoencoder() -> AutoencoderTiny:
+    """What a user puts in the place of a pipeline's autoencoder to save time: the class of TAESD."""
+    torch.manual_seed(0)
+    widths = (8, 8, 8, 8)
+    return AutoencoderTiny(encoder_block_out_channels=widths, decoder_block_out_channels=widths)
 
 
 def wake(controlnet: BackshanControlNetModel) -> None:
@@ -123,6 +131,7 @@ __all__ = [
     "pair_arrays",
     "prior_batch",
     "step_pairs",
+    "tiny_autoencoder",
     "tiny_config",
     "tiny_controlnet",
     "tiny_pipeline",

@@ -16,6 +16,9 @@ Result = TypeVar("Result")
 CHUNK = 64
 """Rows that a process makes at once."""
 
+LABELS = ("item_id", "attributes")
+"""Columns of a row that are neither pictures nor its group."""
+
 
 def read_chunks(read: Callable[[Pairs], Result], rows: Pairs, processes: int, description: str) -> Iterator[Result]:
     """`read` of every `CHUNK` rows in order, with a progress bar, by as many processes as there is work for.
@@ -55,8 +58,9 @@ class _Reader:
 
 
 def read_arrays(rows: Iterable[Mapping], masks: Sequence[str] = ()) -> tuple:
-    """Backs and fronts of all rows, both `N x size x size x 3` uint8, their `N` group ids and their attributes; then
-    for each of `masks` the pixels that it touches, eight of them in a byte: `N x size x ceil(size / 8)` uint8.
+    """Backs and fronts of all rows, both `N x size x size x 3` uint8, their `N` group ids, and their `N` labels, each
+    `item_id` and `attributes`; then for each of `masks` the pixels that it touches, eight of them in a byte:
+    `N x size x ceil(size / 8)` uint8.
 
     Raises:
         PairsError: if a row lacks one of the masks.
@@ -64,7 +68,8 @@ def read_arrays(rows: Iterable[Mapping], masks: Sequence[str] = ()) -> tuple:
     made = list(rows)
     backs, fronts = (np.stack([np.asarray(row[view]) for row in made]) for view in VIEWS)
     touched = [_packed([_mask(row, name) for row in made]) for name in masks]
-    return backs, fronts, [row["group_id"] for row in made], [row["attributes"] for row in made], *touched
+    labels = [{name: row[name] for name in LABELS} for row in made]
+    return backs, fronts, [row["group_id"] for row in made], labels, *touched
 
 
 def _packed(masks: list[np.ndarray]) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers import AutoencoderKL
 
 from ..conditioning import LATENTS, blank_control, conditioning_parts, control_latents
 from ..models import BackshanControlNetModel
@@ -28,7 +29,7 @@ from .batches import (
     timestep_batch,
 )
 from .caching import PairArrays, cache_edges, cache_latents, cache_prompts, encode, read_attributes
-from .config import TrainingConfig
+from .config import TrainingConfig, check
 from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
 from .scratch import seeded
 from .stages import AutoencoderStage, Batch, ControlStage, PriorStage, StageModule, noise_schedule
@@ -122,6 +123,11 @@ class StageBuilder:
         return cache_prompts(prompts, pipeline, self._cache(), self.accelerator)
 
     def _vae_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
+        check(
+            isinstance(pipeline.vae, AutoencoderKL),
+            f"the stage vae trains an AutoencoderKL, and that of the base_model is of the class"
+            f" {type(pipeline.vae).__name__}: leave vae out of stages.",
+        )
         config.check_crops(pipeline.controlnet.config.image_size, pipeline.vae_scale_factor)
         order, latent_channels = RandomOrder(len(pairs.backs)), pipeline.vae.config.latent_channels
         augmentation = config.augmentation()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -28,7 +28,7 @@ from ..objective import Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
 from .building import StageBuilder
-from .caching import PairArrays, cache_pairs, rows_key
+from .caching import PairArrays, cache_pairs, read_item_ids, rows_key
 from .checkpoints import checkpoint_steps
 from .config import NEEDED, ConfigError, TrainingConfig, check
 from .logs import append_row, csv_step, drop_later_lines
@@ -220,7 +220,8 @@ class TrainingRun(StageBuilder):
             write_record(folder, record)
         module, make_batch = self.build_stage(name, pipeline, train)
         prompts = self._prompts(pipeline)
-        trainer = StageTrainer(self.accelerator, module, make_batch, config, name, folder)
+        names_of = partial(self._item_ids, train)
+        trainer = StageTrainer(self.accelerator, module, make_batch, config, name, folder, names_of)
         if self.accelerator.is_main_process:
             drop_later_lines(folder / "validation.csv", trainer.step, csv_step)
         masks = self._front_masks(held_out_rows)
@@ -253,6 +254,11 @@ class TrainingRun(StageBuilder):
                 return cache_pairs(rows, self._cache(), os.cpu_count() or 1, mask_face, masks)
         except (FaceDetectorMissing, PairsError) as error:
             raise ConfigError(str(error)) from error
+
+    def _item_ids(self, pairs: PairArrays, places: Sequence[int]) -> list[str]:
+        """What the source calls the pairs at these places of the cache."""
+        item_ids = read_item_ids(pairs, self._cache())
+        return [item_ids[place] for place in places]
 
     def _front_masks(self, rows: Pairs) -> np.ndarray | None:
         """For the process that validates."""

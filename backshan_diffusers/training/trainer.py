@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -74,6 +74,7 @@ class StageTrainer:
         config: the stage's config.
         name: the stage's name.
         folder: where checkpoints and `metrics.jsonl` go.
+        names_of: what the pairs at some places in the training data are called, for a person who looks for them.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class StageTrainer:
         config: TrainingConfig,
         name: str,
         folder: Path,
+        names_of: Callable[[Sequence[int]], Sequence[str]] = lambda places: [*map(str, places)],
     ):
+        self.names_of = names_of
         self.accelerator, self.make_batch, self.config, self.folder = accelerator, make_batch, config, folder
         self.sampler = StepSampler(config.seed, name, accelerator.process_index, accelerator.num_processes)
         self.models = dict(module.named_trained())
@@ -289,7 +292,7 @@ class StageTrainer:
             raise self._not_finite(name, value, items)
 
     def _not_finite(self, name: str, value: torch.Tensor, items: torch.Tensor) -> FloatingPointError:
-        saved, pairs = "nothing is saved yet", ", ".join(map(str, items.tolist()))
+        saved, pairs = "nothing is saved yet", ", ".join(self.names_of(items.tolist()))
         if self.saved_step:
             saved = f"{checkpoint_path(self.folder, self.saved_step)} is good"
         return FloatingPointError(

@@ -6,7 +6,7 @@ once, what a killed run has done is gone on from, and a file of the wrong size i
 
 from .edges import Edges, cache_edges
 from .latents import AT_ONCE, cache_latents, encode, to_pixels
-from .pairs import PairArrays, cache_pairs, read_attributes, rows_key
+from .pairs import PairArrays, cache_pairs, read_attributes, read_item_ids, rows_key
 from .prompts import cache_prompts
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "cache_prompts",
     "encode",
     "read_attributes",
+    "read_item_ids",
     "rows_key",
     "to_pixels",
 ]

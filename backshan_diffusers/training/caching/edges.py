@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -38,7 +39,7 @@ def cache_edges(
     view: str,
     flipped: bool,
 ) -> Edges:
-    """Canny edges of every front, or back, computed once for these pairs and these thresholds.
+    """Canny edges of every front, or back, computed once for these pairs, these thresholds and this OpenCV.
 
     They are those of pictures that nothing but a flip changes: where an augmentation moves or recolours pictures,
     edges have to be found in each step.
@@ -55,7 +56,8 @@ def cache_edges(
     Raises:
         ConfigError: if the folder cannot be written.
     """
-    key = key_of("edges-1", pairs.key, view, flipped, *thresholds)
+    # a pixel is an edge or none, so what another OpenCV rounds otherwise is no small difference
+    key = key_of("edges-1", pairs.key, view, flipped, *thresholds, cv2.__version__)
 
     def compute(pictures: np.ndarray) -> torch.Tensor:
         edges = [canny_edges(each[:, ::-1] if flipped else each, *thresholds) for each in pictures]

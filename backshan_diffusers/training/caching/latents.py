@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from ...conditioning import picture_latents
 from .pairs import PairArrays
@@ -19,7 +19,7 @@ AT_ONCE = 8
 
 def cache_latents(
     pairs: PairArrays,
-    vae: AutoencoderKL,
+    vae: AutoencoderKL | AutoencoderTiny,
     folder: Path,
     accelerator: Accelerator,
     view: str = "fronts",
@@ -41,6 +41,7 @@ def cache_latents(
     Raises:
         ConfigError: if the folder cannot be written.
     """
+    # no version of torch or diffusers: others round otherwise and no more, for which nobody waits for hours again
     key = key_of("latents-3", pairs.key, vae.config.scaling_factor, fingerprint(vae), view, flipped)
 
     def compute(pictures: np.ndarray) -> torch.Tensor:
@@ -51,7 +52,7 @@ def cache_latents(
     )
 
 
-def encode(pictures: np.ndarray, vae: AutoencoderKL) -> torch.Tensor:
+def encode(pictures: np.ndarray, vae: AutoencoderKL | AutoencoderTiny) -> torch.Tensor:
     """Scaled latents of `N x S x S x 3` uint8 pictures, on the CPU: `N x C x H x W` float32, the posterior's mean."""
     starts = range(0, len(pictures), AT_ONCE)
     batches = (to_pixels(pictures[start : start + AT_ONCE]).to(vae.device) for start in starts)

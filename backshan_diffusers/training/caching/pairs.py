@@ -67,9 +67,9 @@ def cache_pairs(
         FaceDetectorMissing: if a front has no face mask, and no detector is installed.
     """
     masks = [name for name in MASKS if name in masks]  # one cache, in whatever order they are asked for
-    key = key_of("pairs-3", rows.key, masking_key(mask_face), *masks)
+    key = key_of("pairs-4", rows.key, masking_key(mask_face), *masks)
     names = ["backs", "fronts", "groups", *masks] + ["faces"] * (mask_face != "none")
-    paths = {name: folder / f"{key}-{name}.npy" for name in names} | {"attributes": _attributes_path(folder, key)}
+    paths = {name: folder / f"{key}-{name}.npy" for name in names} | {"labels": _labels_path(folder, key)}
     arrays = _open_arrays(paths, rows.size)
     if arrays is None:
         with alone(folder, key):
@@ -90,12 +90,21 @@ def rows_key(rows: Pairs) -> str:
 
 def read_attributes(pairs: PairArrays, folder: Path) -> list[dict]:
     """The attributes of each of the pairs that `cache_pairs` put in the folder."""
-    lines = _attributes_path(folder, pairs.key).read_text(encoding="utf-8").splitlines()
+    return [labels["attributes"] for labels in _read_labels(pairs, folder)]
+
+
+def read_item_ids(pairs: PairArrays, folder: Path) -> list[str]:
+    """The same for what the source calls each of them."""
+    return [labels["item_id"] for labels in _read_labels(pairs, folder)]
+
+
+def _read_labels(pairs: PairArrays, folder: Path) -> list[dict]:
+    lines = _labels_path(folder, pairs.key).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
-def _attributes_path(folder: Path, key: str) -> Path:
-    return folder / f"{key}-attributes.jsonl"
+def _labels_path(folder: Path, key: str) -> Path:
+    return folder / f"{key}-labels.jsonl"
 
 
 def _row_shapes(size: int) -> dict[str, tuple[int, ...]]:
@@ -109,7 +118,7 @@ def _open_arrays(paths: dict[str, Path], size: int) -> dict[str, np.ndarray] | N
     """The arrays of a cache of pairs by name; None if one is missing, cut off or of another shape."""
     try:
         arrays = {name: np.load(path, mmap_mode="r") for name, path in paths.items() if path.suffix == ".npy"}
-        lines = paths["attributes"].read_bytes().count(b"\n")
+        lines = paths["labels"].read_bytes().count(b"\n")
     except (OSError, ValueError, EOFError):
         return None
     shapes = _row_shapes(size)
@@ -185,14 +194,14 @@ class _UnfinishedPairs:
         """Add a chunk. The journal comes last, so that what it names is on the disk.
 
         Args:
-            made: backs, fronts, group ids, attributes and then the masks; None if no pair can be used.
+            made: backs, fronts, group ids, labels and then the masks; None if no pair can be used.
             bad: the pairs that are left out.
         """
-        backs, fronts, group_ids, attributes, *masks = made or (None, None, [], [])
+        backs, fronts, group_ids, labels, *masks = made or (None, None, [], [])
         for name, array in zip(self.row_shapes, (backs, fronts, *masks), strict=True) if made else ():
             _append(self.pending[name], array.tobytes())
         skipped = [[each.item_id, each.reason] for each in bad]
-        chunk = {"groups": group_ids, "attributes": attributes, "skipped": skipped}
+        chunk = {"groups": group_ids, "labels": labels, "skipped": skipped}
         _append(self.pending["groups"], (json.dumps(chunk) + "\n").encode())
         self.chunks.append(chunk)
 
@@ -201,8 +210,8 @@ class _UnfinishedPairs:
         for name in self.row_shapes:
             self._write_header(name)
             os.replace(self.pending[name], self.paths[name])
-        with complete_file(self.paths["attributes"]) as path:
-            lines = [json.dumps(each) + "\n" for chunk in self.chunks for each in chunk["attributes"]]
+        with complete_file(self.paths["labels"]) as path:
+            lines = [json.dumps(each) + "\n" for chunk in self.chunks for each in chunk["labels"]]
             path.write_text("".join(lines), encoding="utf-8")
         every = [group_id for chunk in self.chunks for group_id in chunk["groups"]]
         with complete_file(self.paths["groups"]) as path, open(path, "wb") as file:

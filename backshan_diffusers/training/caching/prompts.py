@@ -39,7 +39,7 @@ def cache_prompts(
     """
     encoder = pipeline.text_encoder
     config = sorted(each for each in encoder.config.to_dict().items() if each[0] not in _ABOUT_FILES)
-    # nothing else of the texts and the tokenizer reaches the encoder
+    # nothing else of the texts and the tokenizer reaches the encoder; as for latents, versions only round otherwise
     tokens = pipeline.tokenizer(list(prompts), padding="max_length", truncation=True).input_ids
     key = key_of("prompts-1", tokens, config, fingerprint(encoder))
 
