@@ -648,7 +648,9 @@ def _in_words(error: Exception, repo_id: str) -> HubError:
     """What is said of a pull and of a push alike."""
     causes = _causes(error)
     if _has_cause(error, GatedRepoError):
-        return MissingRepoError(f"{repo_id} is gated: ask for access on its page on the Hub, and log in.")
+        return MissingRepoError(
+            f"{repo_id} is gated: ask for access on its page on the Hub, and log in (hf auth login)."
+        )
     if _has_cause(error, RepositoryNotFoundError):
         return MissingRepoError(f"{repo_id} does not exist, or is private and needs a token (hf auth login).")
     if any(_status(cause) == OVERTAKEN for cause in causes):

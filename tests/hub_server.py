@@ -79,6 +79,8 @@ class Repo:
     """A repository: its commits, and the branches and tags that name some of them."""
 
     private: bool
+    is_gated: bool = False
+    """Whether its files are only for those whom its owner has let in; nobody is."""
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -359,6 +361,14 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(401 if self.user is None else 404, "RepoNotFound", "Repository not found")
         return repo
 
+    def open_to_read(self, kind: str, name: str) -> Repo:
+        """A repository whose files this user may read."""
+        repo = self.open(kind, name)
+        if repo.is_gated:
+            status = 401 if self.user is None else 403
+            raise RefusedError(status, "GatedRepo", f"Access to model {name} is restricted.")
+        return repo
+
     def open_to_write(self, kind: str, name: str) -> Repo:
         if self.user is None:
             raise RefusedError(401, "", "Invalid username or password.")
@@ -589,7 +599,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, kind: str | None, name: str, revision: str, path: str) -> None:
         kind = kind or "models"
-        commit = self.at(self.open(kind, name), revision)
+        commit = self.at(self.open_to_read(kind, name), revision)
         headers = {"X-Repo-Commit": commit.oid}
         file = commit.files.get(path)
         if file is None:

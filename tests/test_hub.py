@@ -674,6 +674,16 @@ def test_a_card_of_a_model_made_from_another(model):
     assert str(folder.parent) not in with_place.text
 
 
+def test_a_card_tells_nothing_of_a_neighbour(model):
+    """What lies beside a folder that no stage has written belongs to another model."""
+    folder = with_records(model)
+    other = Path(shutil.copytree(folder, folder.with_name("other")))
+    assert "Not recorded." not in cards.model_card(folder, "org/x")
+    assert "Not recorded." in cards.model_card(other, "org/x")
+    (folder / "training_config.yaml").write_text(yaml.safe_dump({"stage": "prior"}))
+    assert cards.beside(folder, cards.RECORD) == folder / "training_config.yaml"  # its own comes first
+
+
 def test_a_card_where_nothing_is_known(model):
     text = cards.model_card(model, "org/x")
     assert "Not recorded." in text
@@ -770,6 +780,18 @@ def test_the_carried_code_is_the_packages_own():
         for needed in re.findall(r"^\s*from \.(\w+) import", text, re.M):
             assert f"{needed}.py" in remote_code.sources()
     assert "hub.py" not in remote_code.sources()
+
+
+def test_the_carried_code_finds_what_is_imported_late(tmp_path, monkeypatch):
+    """An import inside a function names a file beside it too."""
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / f"{remote_code.ENTRY}.py").write_text("def f():\n    from ..models.late import a\n\n    return a\n")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/late.py").write_text("a = 1\n")
+    monkeypatch.setattr(remote_code, "PACKAGE", tmp_path)
+    files = remote_code.sources()
+    assert set(files) == {"pipeline.py", "late.py"}
+    assert "    from .late import a\n" in files["pipeline.py"]
 
 
 # from the Hub
@@ -915,6 +937,27 @@ def test_pickles_are_refused_before_they_are_downloaded(server, clients, tiny_fo
         " for safetensors." in said(done.err)
     )
     assert server.asked("GET", "/cdn/") == before
+
+
+def test_a_gated_repository(server, clients, tiny_folder):
+    """Everybody sees what it holds, and only those who were let in get it."""
+    server.put("org/gated", on_disk(tiny_folder)).is_gated = True
+    sentence = "org/gated is gated: ask for access on its page on the Hub, and log in (hf auth login)."
+    clients.forget()
+    for token in (TOKEN, ""):
+        refused = clients.run("from backshan_diffusers.hub import pull; pull('org/gated')", HF_TOKEN=token)
+        assert said(refused.err).endswith(f"MissingRepoError: {sentence}")
+    done = command(clients, "generate", "back.png", "--model", "org/gated")
+    assert (done.code, done.err) == (2, f"backshan: {sentence}\n")
+
+
+def test_brackets_in_a_name_are_no_pattern(server, clients, tiny_folder):
+    files = on_disk(tiny_folder)
+    odd = "unet/part[1].safetensors"
+    files[odd] = files["unet/diffusion_pytorch_model.safetensors"]
+    server.put("org/brackets", files)
+    folder = clients.run("from backshan_diffusers.hub import pull; print(pull('org/brackets'))").checked().out.strip()
+    assert on_disk(Path(folder)) == files
 
 
 def test_names_from_outside_stay_inside(server, clients, tiny_folder):
