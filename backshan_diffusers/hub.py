@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx2
 from huggingface_hub import (
@@ -50,7 +50,16 @@ from . import MINI, __version__, cards
 from .data import load_pairs
 from .data.tables import masks_of, write_tables
 from .files import full_disk_in_words
-from .folder_check import ADAPTERS, INDEX, PICKLES, check_folder, components, records_conditioning, without_origin
+from .folder_check import (
+    ADAPTERS,
+    INDEX,
+    PICKLES,
+    check_folder,
+    components,
+    object_in,
+    records_conditioning,
+    without_origin,
+)
 from .remote_code import sources
 from .repo_ids import may_be_repo_id
 
@@ -189,7 +198,13 @@ def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
             f"{repo_id} has no {INDEX}: give a repository with a pipeline, or open its ControlNet with"
             " BackshanControlNetModel.from_pretrained."
         )
-    index = _index(Path(hf_hub_download(repo_id, INDEX, revision=revision, token=api.token)), repo_id)
+    file = hf_hub_download(repo_id, INDEX, revision=revision, token=api.token)
+    try:
+        index = object_in(Path(file))
+    except ValueError as error:
+        raise HubError(
+            f"the {INDEX} of {repo_id} is damaged ({error}): ask its owner to push it again, or give another revision."
+        ) from error
     names = [name for name in (INDEX, ADAPTERS) if name in listed]
     for component in components(index):
         inside = [name for name in listed if re.fullmatch(rf"{re.escape(component)}/[^/\\]+", name)]
@@ -201,23 +216,6 @@ def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
             )
         names += [name for name in safe if variant_of(name) in (None, "")]
     return names
-
-
-def _index(file: Path, repo_id: str) -> dict[str, Any]:
-    """The index of a repository's pipeline, from the file that was downloaded."""
-    try:
-        index = json.loads(file.read_text("utf-8"))
-    except ValueError as error:  # no JSON, or no text
-        raise _damaged_index(repo_id, str(error)) from error
-    if not isinstance(index, dict):
-        raise _damaged_index(repo_id, "it holds no JSON object")
-    return index
-
-
-def _damaged_index(repo_id: str, fault: str) -> HubError:
-    return HubError(
-        f"the {INDEX} of {repo_id} is damaged ({fault}): ask its owner to push it again, or give another revision."
-    )
 
 
 def _has(names: list[str], suffixes: frozenset[str] | set[str]) -> bool:
