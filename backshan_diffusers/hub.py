@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
+from urllib.parse import unquote
 
 import httpx2
 from huggingface_hub import (
@@ -37,6 +38,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -94,6 +96,9 @@ WEIGHTS = re.compile(
 )
 """Name of a file of weights or of their index, in which `variant` (as `fp16`) may stand in three places."""
 
+OF_HUB = (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled, httpx2.TransportError)
+"""What is raised where a repository, or a way to it, is missing."""
+
 Content = Path | bytes
 Result = TypeVar("Result")
 
@@ -111,7 +116,7 @@ class MissingRevisionError(HubError):
 
 
 class MissingFileError(HubError):
-    """The repository lacks a file."""
+    """The repository lacks a file, or has one that cannot be used."""
 
 
 class UnreachableHubError(HubError):
@@ -620,7 +625,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
-def _has_cause(error: BaseException, kind: type[BaseException]) -> bool:
+def _has_cause(error: BaseException, kind: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
     return any(isinstance(cause, kind) for cause in _causes(error))
 
 
@@ -629,9 +634,38 @@ def _pull_in_words(error: Exception, repo_id: str, revision: str | None) -> HubE
         return UnreachableHubError(
             f"{repo_id} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or copy the folder here."
         )
+    if _has_cause(error, LocalEntryNotFoundError) and not _may_pass(error):
+        return UnreachableHubError(
+            f"{repo_id} was not downloaded before, and local_files_only is set: leave it out, or copy the folder here."
+        )
     if _has_cause(error, RevisionNotFoundError):
         return MissingRevisionError(f"{repo_id} has no revision {revision}: give a branch, a tag or a commit of it.")
     return _in_words(error, repo_id)
+
+
+def loading_in_words(error: Exception, repo_id: str, revision: str | None, folder: Path | None) -> HubError | None:
+    """What a `from_pretrained` of diffusers should have said of a repository where it raised `error`.
+
+    Args:
+        error: that it raised.
+        repo_id: of the repository.
+        revision: that was asked for.
+        folder: to which the repository was downloaded, if that is what is wrong.
+
+    Returns:
+        What to raise in its place; `None` if the repository has nothing to do with it.
+    """
+    if folder is not None:
+        fault, _, _ = str(error).rpartition(": ")  # its remedy is for folders
+        return MissingFileError(
+            f"{repo_id} holds no whole pipeline ({fault.replace(f'{folder}{os.sep}', '')}): give another revision,"
+            " pass that component, or ask its owner to push it again."
+        )
+    if isinstance(error, HubError):
+        return None
+    if isinstance(error, (OSError, ValueError)) and not may_be_repo_id(repo_id):
+        return HubError(f"there is no folder {repo_id}, and it is no id of a repository: check the name.")
+    return _pull_in_words(error, repo_id, revision) if _has_cause(error, OF_HUB) else None
 
 
 def _push_in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:
@@ -650,7 +684,9 @@ def _in_words(error: Exception, repo_id: str) -> HubError:
             f"{repo_id} is gated: ask for access on its page on the Hub, and log in (hf auth login)."
         )
     if _has_cause(error, RepositoryNotFoundError):
-        return MissingRepoError(f"{repo_id} does not exist, or is private and needs a token (hf auth login).")
+        return MissingRepoError(
+            f"{repo_id} does not exist, or is private and needs a token: check its name, or log in (hf auth login)."
+        )
     if any(_status(cause) == OVERTAKEN for cause in causes):
         return UnreachableHubError(
             f"others push to {repo_id} at the same time and were faster each time: do the same again; what is complete"
@@ -661,8 +697,9 @@ def _in_words(error: Exception, repo_id: str) -> HubError:
             f"the Hub does not answer as it should ({_first_line(causes[-1])}): do the same again later; what is"
             " complete is kept."
         )
-    if _has_cause(error, EntryNotFoundError) and not _has_cause(error, LocalEntryNotFoundError):
-        return MissingFileError(f"{repo_id} lacks a file ({_first_line(causes[0])}): push it again.")
+    if absence := next((cause for cause in causes if isinstance(cause, RemoteEntryNotFoundError)), None):
+        file = re.sub("^/(?:.*?/resolve/[^/]+/)?", "", unquote(absence.response.request.url.raw_path))
+        return MissingFileError(f"{repo_id} lacks {file}: give a repository, a subfolder or a revision that has it.")
     if any(_status(cause) in (401, 403) for cause in causes):
         return HubError(f"this token may not do that with {repo_id}: log in with one that may (hf auth login).")
     reason = " ".join(str(error).split()) or type(error).__name__  # what the Hub says follows the first line

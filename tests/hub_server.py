@@ -42,9 +42,10 @@ class Fault:
     Args:
         method: of the request.
         path: regular expression that is found in its path.
-        kind: a status code; `stall`, that is no answer; `drop`, the connection is closed amid the request's body;
-            `lost`, all is done and the connection is closed before the answer; `cut`, half of the answer is sent;
-            `meet`, nothing goes wrong, but it is done when a second request waits for the same.
+        kind: a status code; `gone`, there is no such file; `stall`, that is no answer; `drop`, the connection is
+            closed amid the request's body; `lost`, all is done and the connection is closed before the answer; `cut`,
+            half of the answer is sent; `meet`, nothing goes wrong, but it is done when a second request waits for the
+            same.
         times: how many requests meet it.
     """
 
@@ -264,6 +265,8 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         try:
+            if self.fault.kind == "gone":
+                raise RefusedError(404, "EntryNotFound", "Entry not found")
             if self.fault.kind.isdecimal():
                 raise RefusedError(int(self.fault.kind), "", "out of order")
             if token and self.user is None:

@@ -432,7 +432,8 @@ def test_a_private_repository(server, clients, tiny_folder, pushed):
     pull = "from backshan_diffusers.hub import pull; print(pull('org/private'))"
     stranger = clients.run(pull, HF_TOKEN="")
     assert said(stranger.err).endswith(
-        "MissingRepoError: org/private does not exist, or is private and needs a token (hf auth login)."
+        "MissingRepoError: org/private does not exist, or is private and needs a token: check its name, or log in"
+        " (hf auth login)."
     )
     folder = clients.run(pull).checked().out.strip()
     assert model_of(on_disk(Path(folder))) == on_disk(tiny_folder)
@@ -833,14 +834,16 @@ except Exception as error:
 def test_what_is_missing_is_said(server, clients, pushed, tiny_folder):
     files = on_disk(tiny_folder)
     server.put("org/net-only", {"config.json": files["controlnet/config.json"]})
-    server.put("org/gone", files)
-    del server.repo("org/gone").find("main").files["unet/config.json"]
+    half = server.put("org/half", files)
+    half.pulls["refs/pr/1"] = half.branches["main"]
+    server.faults.append(Fault("HEAD", "/org/half/.*/unet/config.json", "gone", 10))
     code = f"""
     from backshan_diffusers.hub import HubError, pull, pull_pairs, push
     for call in (
         lambda: pull("org/nothing"),
         lambda: pull("{pushed}", "no-such-branch"),
         lambda: pull("org/net-only"),
+        lambda: pull("org/half", "refs/pr/1"),
         lambda: pull_pairs("org/nothing"),
         lambda: push("{tiny_folder}", "org/x", token="hf_wrong"),
     ):
@@ -850,12 +853,16 @@ def test_what_is_missing_is_said(server, clients, pushed, tiny_folder):
             print(type(error).__name__ + ": " + str(error))
     """
     said = clients.run(textwrap.dedent(code)).checked().out.splitlines()
+    unknown = (
+        "MissingRepoError: org/nothing does not exist, or is private and needs a token: check its name, or log in"
+    )
     assert said == [
-        "MissingRepoError: org/nothing does not exist, or is private and needs a token (hf auth login).",
+        f"{unknown} (hf auth login).",
         f"MissingRevisionError: {pushed} has no revision no-such-branch: give a branch, a tag or a commit of it.",
         "MissingFileError: org/net-only has no model_index.json: give a repository with a pipeline, or open its"
         " ControlNet with BackshanControlNetModel.from_pretrained.",
-        "MissingRepoError: org/nothing does not exist, or is private and needs a token (hf auth login).",
+        "MissingFileError: org/half lacks unet/config.json: give a repository, a subfolder or a revision that has it.",
+        f"{unknown} (hf auth login).",
         "HubError: this token may not do that with org/x: log in with one that may (hf auth login).",
     ]
 
@@ -887,27 +894,74 @@ def test_a_file_is_not_pushed(tiny_folder):
         hub.push(tiny_folder / "model_index.json", "org/any")
 
 
+MISSING = """
+from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
+for call in (
+    lambda **kwargs: BackToFrontPipeline.from_pretrained("org/nothing", **kwargs),
+    lambda **kwargs: BackToFrontPipeline.from_pretrained("org/tiny", revision="no-such-branch", **kwargs),
+    lambda **kwargs: BackToFrontPipeline.from_pretrained("org/no-index", **kwargs),
+    lambda **kwargs: BackToFrontPipeline.from_pretrained("org/no-config", **kwargs),
+    lambda **kwargs: BackToFrontPipeline.load_config("org/nothing", **kwargs),
+    lambda **kwargs: BackshanControlNetModel.from_pretrained("org/nothing", **kwargs),
+    lambda **kwargs: BackshanControlNetModel.from_pretrained("org/tiny", revision="no-such-branch", **kwargs),
+    lambda **kwargs: BackshanControlNetModel.from_pretrained("org/tiny", **kwargs),
+    lambda **kwargs: BackshanControlNetModel.from_pretrained("org/no-weights", **kwargs),
+    lambda **kwargs: BackshanControlNetModel.from_pretrained("no/such/folder", **kwargs),
+):
+    try:
+        call(%s)
+    except OSError as error:
+        print(type(error).__name__, error)
+"""
+"""Asks for what is not there, and says what is raised."""
+
+
 def test_from_pretrained_says_what_is_missing(clients, pushed, server, tiny_folder):
     files = on_disk(tiny_folder)
-    server.put("org/no-config", {k: v for k, v in files.items() if k != "unet/config.json"})
-    code = f"""
-    from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
-    for name, kwargs in (
-        ("org/nothing", {{}}),
-        ("{pushed}", {{"revision": "no-such-branch"}}),
-        ("org/no-config", {{}}),
-    ):
-        try:
-            BackToFrontPipeline.from_pretrained(name, **kwargs)
-        except OSError as error:
-            print(type(error.__cause__).__name__, error)
-    """
-    said = clients.run(textwrap.dedent(code)).checked().out
-    assert re.findall(r"^(\w+) (Cannot load model \S+:|Error no file named config.json)", said, re.MULTILINE) == [
-        ("RepositoryNotFoundError", "Cannot load model org/nothing:"),
-        ("RevisionNotFoundError", f"Cannot load model {pushed}:"),
-        ("NoneType", "Error no file named config.json"),
+    assert pushed == "org/tiny"
+    server.put("org/no-index", {name: content for name, content in files.items() if "/" in name})
+    server.put("org/no-config", {name: content for name, content in files.items() if name != "unet/config.json"})
+    server.put("org/no-weights", {"config.json": files["controlnet/config.json"]})
+    clients.forget()
+    nothing = (
+        "MissingRepoError org/nothing does not exist, or is private and needs a token: check its name, or log in (hf"
+        " auth login)."
+    )
+    no_branch = "MissingRevisionError org/tiny has no revision no-such-branch: give a branch, a tag or a commit of it."
+    lacks = "MissingFileError org/{} lacks {}: give a repository, a subfolder or a revision that has it."
+    no_folder = "HubError there is no folder no/such/folder, and it is no id of a repository: check the name."
+    assert clients.run(MISSING % "").checked().out.splitlines() == [
+        nothing,
+        no_branch,
+        lacks.format("no-index", "model_index.json"),
+        "MissingFileError org/no-config holds no whole pipeline (unet/config.json is missing): give another revision,"
+        " pass that component, or ask its owner to push it again.",
+        nothing,
+        nothing,
+        no_branch,
+        lacks.format("tiny", "config.json"),
+        lacks.format("no-weights", "diffusion_pytorch_model.safetensors"),
+        no_folder,
     ]
+    names = ["nothing", "tiny", "no-index", "no-config", "nothing", "nothing", "tiny", "tiny", "no-weights"]
+    clients.forget()
+    cold = "UnreachableHubError org/{} was not downloaded before, and {}, or copy the folder here."
+    local = cold.format("{}", "local_files_only is set: leave it out")
+    said = clients.run(MISSING % "local_files_only=True").checked().out.splitlines()
+    assert said == [*map(local.format, names), no_folder]
+    offline = cold.format("{}", "HF_HUB_OFFLINE is set: unset it")
+    said = run_apart(server, clients.home, MISSING % "", HF_HUB_OFFLINE="1").checked().out.splitlines()
+    assert said == [*map(offline.format, names), no_folder]
+
+
+def test_the_carried_code_leaves_what_diffusers_says(clients, pushed):
+    """There is no other file that could put it in words, where this package is not installed."""
+    code = f"""
+    from diffusers import DiffusionPipeline
+    pipe = DiffusionPipeline.from_pretrained("{pushed}", custom_pipeline="{pushed}", trust_remote_code=True)
+    type(pipe).from_pretrained("org/nothing")
+    """
+    assert said(clients.run(WITHOUT_PACKAGE + textwrap.dedent(code)).err).startswith("OSError: Cannot load model org/")
 
 
 def test_pickles_are_refused_before_they_are_downloaded(server, clients, tiny_folder):
