@@ -27,6 +27,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    RepoCard,
     get_session,
     hf_hub_download,
     snapshot_download,
@@ -89,6 +90,9 @@ OVERTAKEN = 412
 
 PASSING = frozenset((408, OVERTAKEN, 429, 500, 502, 503, 504))
 """Status codes after which the same may succeed."""
+
+WITHOUT_ANSWER = (httpx2.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)
+"""What is raised where the Hub does not answer, or another does for it, such as a gateway, with a page."""
 
 WEIGHTS = re.compile(
     r"[\w-]+?(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5}(?:\.(?P<old>\w+))?)?\.(?:safetensors|bin)"
@@ -480,6 +484,8 @@ def _push(
     api = HfApi(token=token, library_name="backshan_diffusers", library_version=__version__)
 
     def attempt() -> CommitInfo:
+        if CARD in files:
+            _check_card(files[CARD].decode(), kind, repo_id)
         # made anew each time: what the last attempt has done is asked of the Hub
         made = api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
         head = _head(api, made.repo_id, kind, revision)
@@ -502,6 +508,15 @@ def _push(
         )
 
     return _persistently(attempt, repo_id, revision, _push_in_words)
+
+
+def _check_card(card: str, kind: str, repo_id: str) -> None:
+    """Refuse what the Hub would refuse, but before a repository is made, which would be left empty."""
+    try:
+        RepoCard(card).validate(kind)
+    except ValueError as error:  # it holds the Hub's answer as it is
+        faults = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
+        raise HubError(f"the Hub refuses the card of {repo_id}: {faults.rstrip('.')}.") from error
 
 
 def _head(api: HfApi, repo_id: str, kind: str, revision: str | None):
@@ -607,10 +622,7 @@ def _may_pass(error: BaseException) -> bool:
     causes = _causes(error)
     if _has_cause(error, OfflineModeIsEnabled):
         return False
-    return any(
-        isinstance(cause, (httpx2.TransportError, ConnectionError, TimeoutError)) or _status(cause) in PASSING
-        for cause in causes
-    )
+    return any(isinstance(cause, WITHOUT_ANSWER) or _status(cause) in PASSING for cause in causes)
 
 
 def _is_out_of_reach(error: BaseException) -> bool:

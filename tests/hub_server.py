@@ -268,7 +268,11 @@ class Handler(BaseHTTPRequestHandler):
             if self.fault.kind == "gone":
                 raise RefusedError(404, "EntryNotFound", "Entry not found")
             if self.fault.kind.isdecimal():
-                raise RefusedError(int(self.fault.kind), "", "out of order")
+                page = b"<html>out of order</html>"  # as gateways answer
+                self.answer(
+                    int(self.fault.kind), {"Content-Type": "text/html"}, len(page), lambda: self.wfile.write(page)
+                )
+                return
             if token and self.user is None:
                 raise RefusedError(401, "", "Invalid credentials in Authorization header")
             self.route()

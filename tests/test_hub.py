@@ -177,6 +177,7 @@ def test_what_is_called_like_a_file_of_a_model(name, is_sent):
         ("POST", "/commit/", "lost"),
         ("POST", "/commit/", "412"),
         ("POST", "/repos/create", "500"),
+        ("POST", "/validate-yaml", "503"),
         ("GET", "/api/models/", "drop"),
     ],
 )
@@ -190,6 +191,14 @@ def test_what_fails_is_tried_again(server, clients, model, method, path, kind):
     assert server.faults[0].times == 0
     assert model_of(server.files(name)) == on_disk(model)
     assert len(server.repo(name).history()) == 2
+
+
+def test_a_page_in_place_of_an_answer_is_no_refusal(server, clients, tiny_folder):
+    """huggingface_hub asks whether a card is good, after us, and takes any answer for JSON."""
+    server.faults += [Fault("POST", "/validate-yaml", "none"), Fault("POST", "/validate-yaml", "502")]
+    clients.run(IMPATIENT + PUSH, tiny_folder, "org/by-gateway").checked()
+    assert server.faults[1].times == 0
+    assert model_of(server.files("org/by-gateway")) == on_disk(tiny_folder)
 
 
 def test_too_many_failures_are_said_and_nothing_is_visible(server, clients, tiny_folder):
@@ -1116,10 +1125,9 @@ def test_the_command_says_why_it_cannot(server, clients, tiny_folder, tmp_path):
     done = command(clients, "push", tiny_folder, "org/unlicensed", "--license", "mitt")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        "backshan: the Hub refuses what was asked of org/unlicensed: Invalid metadata in README.md."
-        ' - "license" must be one of apache-2.0, mit, other.\n'
+        'backshan: the Hub refuses the card of org/unlicensed: "license" must be one of apache-2.0, mit, other.\n'
     )
-    assert list(server.files("org/unlicensed")) == [".gitattributes"]
+    assert ("models", "org/unlicensed") not in server.repos
     server.faults.append(Fault("POST", "/repos/create", "403", 100))
     done = command(clients, "push", tiny_folder, "org/no")
     assert (done.code, done.out) == (2, "")
