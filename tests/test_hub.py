@@ -1090,14 +1090,25 @@ def test_the_command_pushes(server, clients, tiny_folder):
     assert "backshan: " not in done.err
 
 
+NEEDED = re.compile("org/quiet|^/api/repos/create$|^/api/validate-yaml$|^/lfs[/-]")
+"""What a push to `org/quiet` asks for."""
+
+
 def test_the_command_asks_the_hub_for_nothing_else(server, clients, tiny_folder):
     """huggingface_hub would ask it for a list of programs that might be using it."""
     code = "import sys; from backshan_diffusers import cli; sys.exit(cli.main(['push', sys.argv[1], 'org/quiet']))"
     before = len(server.requests)
     run_apart(server, clients.folder / "quiet", code, tiny_folder, HF_HUB_DISABLE_TELEMETRY=None).checked()
     asked = [path for _, path, _ in server.requests[before:]]
-    needed = re.compile("org/quiet|^/api/repos/create$|^/api/validate-yaml$|^/lfs[/-]")
-    assert asked and not [path for path in asked if not needed.search(path)]
+    assert asked and not [path for path in asked if not NEEDED.search(path)]
+
+
+def test_the_training_script_asks_the_hub_for_nothing_else(server, clients, script, trained):
+    before = len(server.requests)
+    push = [*script, trained, "--push_to_hub", "org/quiet-run"]
+    run_apart(server, clients.folder / "quiet-run", TRAIN, *push, HF_HUB_DISABLE_TELEMETRY=None).checked()
+    asked = [path for _, path, _ in server.requests[before:]]
+    assert asked and not [path for path in asked if not NEEDED.search(path)]
 
 
 def test_pushing_and_pulling_need_no_torch(server, clients, tiny_folder):
