@@ -3,10 +3,13 @@
 What it answers is what huggingface_hub asks for. A large file is uploaded as an LFS object, in one piece or in parts,
 or through Xet, for which hf_xet reads and writes a folder (`local://`) in place of a content store. Large files are
 downloaded from another host name than that of the Hub, as from its CDN. Blobs lie in a folder, never in memory.
+
+`python tests/hub_server.py --port 8000` starts one to try things with, and says how to use it.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import json
@@ -14,9 +17,11 @@ import re
 import shutil
 import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -117,9 +122,10 @@ class Hub:
     Args:
         folder: for the blobs.
         part_size: bytes from which on an LFS object is uploaded in parts of that size.
+        port: where it listens; by default one that is free.
     """
 
-    def __init__(self, folder: Path, part_size: int | None = None):
+    def __init__(self, folder: Path, part_size: int | None = None, port: int = 0):
         self.folder, self.part_size = folder, part_size
         self.blobs, self.xet = folder / "blobs", folder / "xet"
         for each in (self.blobs, self.xet):
@@ -137,7 +143,7 @@ class Hub:
         self.stopping = threading.Event()
         self.lock = threading.RLock()
         self.meeting = threading.Barrier(2, timeout=60)
-        self.server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
+        self.server = Server(("127.0.0.1", port), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.cdn = f"http://localhost:{self.server.server_port}"  # another origin, which gets no token
 
@@ -662,3 +668,27 @@ ROUTES = [
         ("GET", r"/cdn/(\w+)", Handler.cdn),
     )
 ]
+
+
+def main() -> int:
+    """A Hub of one's own, until Ctrl-C; what was pushed to it is gone then."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--port", type=int, default=0, help="where it listens (default: one that is free)")
+    port = parser.parse_args().port
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            hub = Hub(Path(folder), port=port)
+        except (OSError, OverflowError) as error:
+            print(f"the port {port} cannot be used ({error}): give another --port.", file=sys.stderr)
+            return 2
+        with hub:
+            variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": f"{folder}/home"}
+            variables["HF_HUB_DISABLE_XET"] = "1"  # not every version of hf_xet knows a folder as its store
+            print("export", *(f"{name}={value}" for name, value in variables.items()), flush=True)
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

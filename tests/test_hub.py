@@ -3,11 +3,16 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import textwrap
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hub_server
 import numpy as np
 import PIL.Image
 import pytest
@@ -1264,6 +1269,27 @@ def test_pairs_of_ones_own_are_pushed(server, clients, tmp_path, drawn_backs, da
     assert "Pictures of people are personal" in server.files("org/own-pairs", kind="datasets")["README.md"].decode()
     missing = clients.run("from backshan_diffusers.hub import pull_pairs; pull_pairs('org/no-pairs')")
     assert "MissingRepoError: org/no-pairs does not exist" in said(missing.err)
+
+
+def test_a_hub_to_try_things_with(tmp_path):
+    command = [sys.executable, Path(hub_server.__file__), "--port"]
+    started = subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True)
+    try:
+        variables = dict(each.split("=") for each in started.stdout.readline().split()[1:])
+        url, home = variables["HF_ENDPOINT"], Path(variables["HF_HOME"])
+        request = urllib.request.Request(f"{url}/api/whoami-v2", headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["name"] == "me"
+        assert (variables["HF_TOKEN"], home.parent.is_dir()) == (TOKEN, True)
+        second = subprocess.run([*command, url.rpartition(":")[2]], capture_output=True, text=True, check=False)
+        assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+        assert second.stderr.endswith("give another --port.\n")
+        started.send_signal(signal.SIGINT)
+        assert started.wait(60) == 0
+    finally:
+        started.kill()
+        started.communicate()
+    assert not home.parent.exists()
 
 
 def test_the_environment_of_a_client_has_nothing_of_this_process(server, tmp_path, monkeypatch):
