@@ -131,6 +131,20 @@ def test_nothing_else_leaves_the_folder(server, clients, pushed, model):
         assert "/nowhere/mine" not in text
 
 
+def test_the_token_goes_to_the_hub_alone(server, clients, model):
+    """And not to the servers that store large files."""
+    for part in ("unet", "vae"):  # one in parts, one whole
+        getattr(tiny_pipeline(seed=71), part).save_pretrained(model / part)
+    before = len(server.requests)
+    clients.forget()
+    clients.run(PUSH + "\nfrom backshan_diffusers.hub import pull; pull(sys.argv[2])", model, "org/told").checked()
+    asked = server.requests[before:]
+    stored = [(method, path, token) for method, path, token in asked if re.match("/(cdn|lfs|lfs-part)/", path)]
+    assert {path.split("/")[1] for _, path, _ in stored} == {"cdn", "lfs", "lfs-part"}
+    assert not any(token for _, _, token in stored)
+    assert all(token for _, path, token in asked if path.startswith("/org/told/resolve/"))
+
+
 def test_an_index_names_no_folder_outside(server, clients, model):
     shutil.copytree(model / "unet", model.parent / "outside")
     index = json.loads((model / "model_index.json").read_text())
