@@ -135,11 +135,13 @@ class Model:
         folder: of the pipeline.
         origin: in words.
         is_choice: whether the name could have stood for another place too.
+        repo_id: of the repository that it comes from.
     """
 
     folder: Path
     origin: str
     is_choice: bool
+    repo_id: str | None = None
 
 
 def find_model(name: str) -> Model:
@@ -161,14 +163,14 @@ def find_model(name: str) -> Model:
             f"the model folder {name} does not exist: give the folder of a saved pipeline, a Hub repo id, or mini."
         )
     folder = pull(name)
-    return Model(folder, f"the Hub repository {name} at {folder.name[:7]}", True)
+    return Model(folder, f"the Hub repository {name} at {folder.name[:7]}", True, name)
 
 
 def pull(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
     """Download a pipeline into the cache of huggingface_hub, or find it there; an interrupted download goes on.
 
-    Only configs and safetensors are downloaded, without variants. If the Hub cannot be reached, what was downloaded
-    before will do.
+    Only configs, safetensors and the card are downloaded, without variants. If the Hub cannot be reached, what was
+    downloaded before will do.
 
     Args:
         repo_id: of the repository.
@@ -200,7 +202,7 @@ def pull(repo_id: str, revision: str | None = None, token: str | None = None) ->
 
 
 def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
-    """The files of a pipeline; none of them lies outside of the folders that its index names, but for its adapters."""
+    """The files of a pipeline; but for adapters and card, none lies outside of the folders that its index names."""
     listed = [each.rfilename for each in api.model_info(repo_id, revision=revision).siblings]
     if INDEX not in listed:
         raise MissingFileError(
@@ -214,7 +216,7 @@ def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
         raise HubError(
             f"the {INDEX} of {repo_id} is damaged ({error}): ask its owner to push it again, or give another revision."
         ) from error
-    names = [name for name in (INDEX, ADAPTERS) if name in listed]
+    names = [name for name in (INDEX, ADAPTERS, CARD) if name in listed]
     for component in components(index):
         inside = [name for name in listed if re.fullmatch(rf"{re.escape(component)}/[^/\\]+", name)]
         safe = [name for name in inside if MODEL_FILE.fullmatch(PurePosixPath(name).name)]

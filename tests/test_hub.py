@@ -23,6 +23,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from hub_clients import WITHOUT_PACKAGE, Clients, environment, run_apart
 from hub_server import TOKEN, Fault, Hub
 from huggingface_hub import DatasetCard, ModelCard
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
 
@@ -1177,9 +1178,26 @@ def test_the_command_generates_with_a_repository_and_says_so(server, clients, pu
     assert (done.code, done.err) == (0, "")
     pictures = [np.asarray(PIL.Image.open(clients.folder / name)) for name in ("of-hub.png", "of-folder.png")]
     assert np.array_equal(*pictures)
+    clients.forget()
+    as_in_a_terminal = "import os; os.environ['TQDM_POSITION'] = '-1'"  # what makes huggingface_hub show bars
+    done = command(clients, "generate", "back.png", "--model", pushed, "-o", "with-bar.png", before=as_in_a_terminal)
+    assert re.search(r"100%\|", done.err)
     done = command(clients, "generate", "back.png", "--model", "org/nothing")
     assert done.code == 2
     assert "backshan: org/nothing does not exist, or is private and needs a token" in done.err
+
+
+def test_the_command_exports_a_repository_and_names_it(server, clients, pushed, tiny_folder):
+    """The file says which model it holds, and its licence, as the card tells it."""
+    clients.forget()
+    any_shape = (
+        "from backshan_diffusers.export import original_layout; original_layout.check_loadable = lambda _: None"
+    )
+    done = command(clients, "export", pushed, "-o", "t.safetensors", "--format", "controlnet", before=any_shape)
+    assert done.code == 0, done.err
+    assert f"backshan: the model is the Hub repository {pushed} at " in done.err
+    with safe_open(clients.folder / "t.safetensors", "np") as file:
+        assert (file.metadata()["model"], file.metadata()["license"]) == (pushed, "other")
 
 
 def test_the_order_in_which_a_name_is_looked_for(tiny_folder, tmp_path, monkeypatch):
