@@ -6,14 +6,16 @@ Torch and diffusers take seconds to import, so they are imported where they are 
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from . import __version__
+from . import (
+    __version__,
+    no_telemetry,  # noqa: F401
+)
 from .commands.exits import DONE, SOME_FAILED, UNUSABLE, UnusableArgumentError, exit_code
 from .commands.export import add_export
 from .commands.generate import add_generate
@@ -35,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 after SIGTERM, 129 after SIGHUP.
         Like every argparse program it raises `SystemExit` after `--help`, `--version` and unparsable arguments.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
     options = build_parser().parse_args(arguments)
     try:
         with _signals_interrupt():

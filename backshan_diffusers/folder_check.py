@@ -115,6 +115,18 @@ def components(index: dict[str, Any]) -> list[str]:
     return [name for name, entry in index.items() if re.fullmatch(r"[A-Za-z]\w*", name) and _names_a_class(entry)]
 
 
+def object_in(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: if it is no JSON, or no text; the message says why, without the file's name.
+    """
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return content
+
+
 def records_conditioning(config: Mapping[str, Any]) -> bool:
     """Whether a ControlNet's config says what it reads: one of ours does, even where the stock class has saved it."""
     return "conditioning" in config
@@ -188,11 +200,7 @@ def _require(file: Path) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
+        return object_in(file)
+    except ValueError as error:
         raise OSError(f"{file} is damaged ({error}): {REMEDY}") from error
-    if not isinstance(content, dict):
-        raise OSError(f"{file} is damaged (it holds no JSON object): {REMEDY}")
-    return content

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
+from urllib.parse import unquote
 
 import httpx2
 from huggingface_hub import (
@@ -26,6 +27,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    RepoCard,
     get_session,
     hf_hub_download,
     snapshot_download,
@@ -37,6 +39,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -50,7 +53,16 @@ from . import MINI, __version__, cards
 from .data import load_pairs
 from .data.tables import masks_of, write_tables
 from .files import full_disk_in_words
-from .folder_check import ADAPTERS, INDEX, PICKLES, check_folder, components, records_conditioning, without_origin
+from .folder_check import (
+    ADAPTERS,
+    INDEX,
+    PICKLES,
+    check_folder,
+    components,
+    object_in,
+    records_conditioning,
+    without_origin,
+)
 from .remote_code import sources
 from .repo_ids import may_be_repo_id
 
@@ -79,11 +91,17 @@ OVERTAKEN = 412
 PASSING = frozenset((408, OVERTAKEN, 429, 500, 502, 503, 504))
 """Status codes after which the same may succeed."""
 
+WITHOUT_ANSWER = (httpx2.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)
+"""What is raised where the Hub does not answer, or another does for it, such as a gateway, with a page."""
+
 WEIGHTS = re.compile(
     r"[\w-]+?(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5}(?:\.(?P<old>\w+))?)?\.(?:safetensors|bin)"
     r"|[\w-]+\.(?:safetensors|bin)\.index(?:\.(?P<of_index>\w+))?\.json"
 )
 """Name of a file of weights or of their index, in which `variant` (as `fp16`) may stand in three places."""
+
+OF_HUB = (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled, httpx2.TransportError)
+"""What is raised where a repository, or a way to it, is missing."""
 
 Content = Path | bytes
 Result = TypeVar("Result")
@@ -102,7 +120,7 @@ class MissingRevisionError(HubError):
 
 
 class MissingFileError(HubError):
-    """The repository lacks a file."""
+    """The repository lacks a file, or has one that cannot be used."""
 
 
 class UnreachableHubError(HubError):
@@ -117,11 +135,13 @@ class Model:
         folder: of the pipeline.
         origin: in words.
         is_choice: whether the name could have stood for another place too.
+        repo_id: of the repository that it comes from.
     """
 
     folder: Path
     origin: str
     is_choice: bool
+    repo_id: str | None = None
 
 
 def find_model(name: str) -> Model:
@@ -143,14 +163,14 @@ def find_model(name: str) -> Model:
             f"the model folder {name} does not exist: give the folder of a saved pipeline, a Hub repo id, or mini."
         )
     folder = pull(name)
-    return Model(folder, f"the Hub repository {name} at {folder.name[:7]}", True)
+    return Model(folder, f"the Hub repository {name} at {folder.name[:7]}", True, name)
 
 
 def pull(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
     """Download a pipeline into the cache of huggingface_hub, or find it there; an interrupted download goes on.
 
-    Only configs and safetensors are downloaded, without variants. If the Hub cannot be reached, what was downloaded
-    before will do.
+    Only configs, safetensors and the card are downloaded, without variants. If the Hub cannot be reached, what was
+    downloaded before will do.
 
     Args:
         repo_id: of the repository.
@@ -182,15 +202,21 @@ def pull(repo_id: str, revision: str | None = None, token: str | None = None) ->
 
 
 def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
-    """The files of a pipeline; none of them lies outside of the folders that its index names, but for its adapters."""
+    """The files of a pipeline; but for adapters and card, none lies outside of the folders that its index names."""
     listed = [each.rfilename for each in api.model_info(repo_id, revision=revision).siblings]
     if INDEX not in listed:
         raise MissingFileError(
             f"{repo_id} has no {INDEX}: give a repository with a pipeline, or open its ControlNet with"
             " BackshanControlNetModel.from_pretrained."
         )
-    index = _index(Path(hf_hub_download(repo_id, INDEX, revision=revision, token=api.token)), repo_id)
-    names = [name for name in (INDEX, ADAPTERS) if name in listed]
+    file = hf_hub_download(repo_id, INDEX, revision=revision, token=api.token)
+    try:
+        index = object_in(Path(file))
+    except ValueError as error:
+        raise HubError(
+            f"the {INDEX} of {repo_id} is damaged ({error}): ask its owner to push it again, or give another revision."
+        ) from error
+    names = [name for name in (INDEX, ADAPTERS, CARD) if name in listed]
     for component in components(index):
         inside = [name for name in listed if re.fullmatch(rf"{re.escape(component)}/[^/\\]+", name)]
         safe = [name for name in inside if MODEL_FILE.fullmatch(PurePosixPath(name).name)]
@@ -201,23 +227,6 @@ def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
             )
         names += [name for name in safe if variant_of(name) in (None, "")]
     return names
-
-
-def _index(file: Path, repo_id: str) -> dict[str, Any]:
-    """The index of a repository's pipeline, from the file that was downloaded."""
-    try:
-        index = json.loads(file.read_text("utf-8"))
-    except ValueError as error:  # no JSON, or no text
-        raise _damaged_index(repo_id, str(error)) from error
-    if not isinstance(index, dict):
-        raise _damaged_index(repo_id, "it holds no JSON object")
-    return index
-
-
-def _damaged_index(repo_id: str, fault: str) -> HubError:
-    return HubError(
-        f"the {INDEX} of {repo_id} is damaged ({fault}): ask its owner to push it again, or give another revision."
-    )
 
 
 def _has(names: list[str], suffixes: frozenset[str] | set[str]) -> bool:
@@ -477,6 +486,8 @@ def _push(
     api = HfApi(token=token, library_name="backshan_diffusers", library_version=__version__)
 
     def attempt() -> CommitInfo:
+        if CARD in files:
+            _check_card(files[CARD].decode(), kind, repo_id)
         # made anew each time: what the last attempt has done is asked of the Hub
         made = api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
         head = _head(api, made.repo_id, kind, revision)
@@ -499,6 +510,15 @@ def _push(
         )
 
     return _persistently(attempt, repo_id, revision, _push_in_words)
+
+
+def _check_card(card: str, kind: str, repo_id: str) -> None:
+    """Refuse what the Hub would refuse, but before a repository is made, which would be left empty."""
+    try:
+        RepoCard(card).validate(kind)
+    except ValueError as error:  # it holds the Hub's answer as it is
+        faults = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
+        raise HubError(f"the Hub refuses the card of {repo_id}: {faults.rstrip('.')}.") from error
 
 
 def _head(api: HfApi, repo_id: str, kind: str, revision: str | None):
@@ -604,10 +624,7 @@ def _may_pass(error: BaseException) -> bool:
     causes = _causes(error)
     if _has_cause(error, OfflineModeIsEnabled):
         return False
-    return any(
-        isinstance(cause, (httpx2.TransportError, ConnectionError, TimeoutError)) or _status(cause) in PASSING
-        for cause in causes
-    )
+    return any(isinstance(cause, WITHOUT_ANSWER) or _status(cause) in PASSING for cause in causes)
 
 
 def _is_out_of_reach(error: BaseException) -> bool:
@@ -622,7 +639,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
-def _has_cause(error: BaseException, kind: type[BaseException]) -> bool:
+def _has_cause(error: BaseException, kind: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
     return any(isinstance(cause, kind) for cause in _causes(error))
 
 
@@ -631,9 +648,38 @@ def _pull_in_words(error: Exception, repo_id: str, revision: str | None) -> HubE
         return UnreachableHubError(
             f"{repo_id} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or copy the folder here."
         )
+    if _has_cause(error, LocalEntryNotFoundError) and not _may_pass(error):
+        return UnreachableHubError(
+            f"{repo_id} was not downloaded before, and local_files_only is set: leave it out, or copy the folder here."
+        )
     if _has_cause(error, RevisionNotFoundError):
         return MissingRevisionError(f"{repo_id} has no revision {revision}: give a branch, a tag or a commit of it.")
     return _in_words(error, repo_id)
+
+
+def loading_in_words(error: Exception, repo_id: str, revision: str | None, folder: Path | None) -> HubError | None:
+    """What a `from_pretrained` of diffusers should have said of a repository where it raised `error`.
+
+    Args:
+        error: that it raised.
+        repo_id: of the repository.
+        revision: that was asked for.
+        folder: to which the repository was downloaded, if that is what is wrong.
+
+    Returns:
+        What to raise in its place; `None` if the repository has nothing to do with it.
+    """
+    if folder is not None:
+        fault, _, _ = str(error).rpartition(": ")  # its remedy is for folders
+        return MissingFileError(
+            f"{repo_id} holds no whole pipeline ({fault.replace(f'{folder}{os.sep}', '')}): give another revision,"
+            " pass that component, or ask its owner to push it again."
+        )
+    if isinstance(error, HubError):
+        return None
+    if isinstance(error, (OSError, ValueError)) and not may_be_repo_id(repo_id):
+        return HubError(f"there is no folder {repo_id}, and it is no id of a repository: check the name.")
+    return _pull_in_words(error, repo_id, revision) if _has_cause(error, OF_HUB) else None
 
 
 def _push_in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:
@@ -648,9 +694,13 @@ def _in_words(error: Exception, repo_id: str) -> HubError:
     """What is said of a pull and of a push alike."""
     causes = _causes(error)
     if _has_cause(error, GatedRepoError):
-        return MissingRepoError(f"{repo_id} is gated: ask for access on its page on the Hub, and log in.")
+        return MissingRepoError(
+            f"{repo_id} is gated: ask for access on its page on the Hub, and log in (hf auth login)."
+        )
     if _has_cause(error, RepositoryNotFoundError):
-        return MissingRepoError(f"{repo_id} does not exist, or is private and needs a token (hf auth login).")
+        return MissingRepoError(
+            f"{repo_id} does not exist, or is private and needs a token: check its name, or log in (hf auth login)."
+        )
     if any(_status(cause) == OVERTAKEN for cause in causes):
         return UnreachableHubError(
             f"others push to {repo_id} at the same time and were faster each time: do the same again; what is complete"
@@ -661,8 +711,9 @@ def _in_words(error: Exception, repo_id: str) -> HubError:
             f"the Hub does not answer as it should ({_first_line(causes[-1])}): do the same again later; what is"
             " complete is kept."
         )
-    if _has_cause(error, EntryNotFoundError) and not _has_cause(error, LocalEntryNotFoundError):
-        return MissingFileError(f"{repo_id} lacks a file ({_first_line(causes[0])}): push it again.")
+    if absence := next((cause for cause in causes if isinstance(cause, RemoteEntryNotFoundError)), None):
+        file = re.sub("^/(?:.*?/resolve/[^/]+/)?", "", unquote(absence.response.request.url.raw_path))
+        return MissingFileError(f"{repo_id} lacks {file}: give a repository, a subfolder or a revision that has it.")
     if any(_status(cause) in (401, 403) for cause in causes):
         return HubError(f"this token may not do that with {repo_id}: log in with one that may (hf auth login).")
     reason = " ".join(str(error).split()) or type(error).__name__  # what the Hub says follows the first line

@@ -3,10 +3,13 @@
 What it answers is what huggingface_hub asks for. A large file is uploaded as an LFS object, in one piece or in parts,
 or through Xet, for which hf_xet reads and writes a folder (`local://`) in place of a content store. Large files are
 downloaded from another host name than that of the Hub, as from its CDN. Blobs lie in a folder, never in memory.
+
+`python tests/hub_server.py --port 8000` starts one to try things with, and says how to use it.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import json
@@ -14,9 +17,11 @@ import re
 import shutil
 import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,9 +47,10 @@ class Fault:
     Args:
         method: of the request.
         path: regular expression that is found in its path.
-        kind: a status code; `stall`, that is no answer; `drop`, the connection is closed amid the request's body;
-            `lost`, all is done and the connection is closed before the answer; `cut`, half of the answer is sent;
-            `meet`, nothing goes wrong, but it is done when a second request waits for the same.
+        kind: a status code; `gone`, there is no such file; `stall`, that is no answer; `drop`, the connection is
+            closed amid the request's body; `lost`, all is done and the connection is closed before the answer; `cut`,
+            half of the answer is sent; `meet`, nothing goes wrong, but it is done when a second request waits for the
+            same.
         times: how many requests meet it.
     """
 
@@ -79,6 +85,8 @@ class Repo:
     """A repository: its commits, and the branches and tags that name some of them."""
 
     private: bool
+    is_gated: bool = False
+    """Whether its files are only for those whom its owner has let in; nobody is."""
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -114,9 +122,10 @@ class Hub:
     Args:
         folder: for the blobs.
         part_size: bytes from which on an LFS object is uploaded in parts of that size.
+        port: where it listens; by default one that is free.
     """
 
-    def __init__(self, folder: Path, part_size: int | None = None):
+    def __init__(self, folder: Path, part_size: int | None = None, port: int = 0):
         self.folder, self.part_size = folder, part_size
         self.blobs, self.xet = folder / "blobs", folder / "xet"
         for each in (self.blobs, self.xet):
@@ -134,7 +143,7 @@ class Hub:
         self.stopping = threading.Event()
         self.lock = threading.RLock()
         self.meeting = threading.Barrier(2, timeout=60)
-        self.server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
+        self.server = Server(("127.0.0.1", port), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.cdn = f"http://localhost:{self.server.server_port}"  # another origin, which gets no token
 
@@ -262,8 +271,14 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         try:
+            if self.fault.kind == "gone":
+                raise RefusedError(404, "EntryNotFound", "Entry not found")
             if self.fault.kind.isdecimal():
-                raise RefusedError(int(self.fault.kind), "", "out of order")
+                page = b"<html>out of order</html>"  # as gateways answer
+                self.answer(
+                    int(self.fault.kind), {"Content-Type": "text/html"}, len(page), lambda: self.wfile.write(page)
+                )
+                return
             if token and self.user is None:
                 raise RefusedError(401, "", "Invalid credentials in Authorization header")
             self.route()
@@ -357,6 +372,14 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos.get((kind, name))
         if repo is None or (repo.private and self.user is None):
             raise RefusedError(401 if self.user is None else 404, "RepoNotFound", "Repository not found")
+        return repo
+
+    def open_to_read(self, kind: str, name: str) -> Repo:
+        """A repository whose files this user may read."""
+        repo = self.open(kind, name)
+        if repo.is_gated:
+            status = 401 if self.user is None else 403
+            raise RefusedError(status, "GatedRepo", f"Access to model {name} is restricted.")
         return repo
 
     def open_to_write(self, kind: str, name: str) -> Repo:
@@ -589,7 +612,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, kind: str | None, name: str, revision: str, path: str) -> None:
         kind = kind or "models"
-        commit = self.at(self.open(kind, name), revision)
+        commit = self.at(self.open_to_read(kind, name), revision)
         headers = {"X-Repo-Commit": commit.oid}
         file = commit.files.get(path)
         if file is None:
@@ -645,3 +668,27 @@ ROUTES = [
         ("GET", r"/cdn/(\w+)", Handler.cdn),
     )
 ]
+
+
+def main() -> int:
+    """A Hub of one's own, until Ctrl-C; what was pushed to it is gone then."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--port", type=int, default=0, help="where it listens (default: one that is free)")
+    port = parser.parse_args().port
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            hub = Hub(Path(folder), port=port)
+        except (OSError, OverflowError) as error:
+            print(f"the port {port} cannot be used ({error}): give another --port.", file=sys.stderr)
+            return 2
+        with hub:
+            variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": f"{folder}/home"}
+            variables["HF_HUB_DISABLE_XET"] = "1"  # not every version of hf_xet knows a folder as its store
+            print("export", *(f"{name}={value}" for name, value in variables.items()), flush=True)
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -164,6 +164,7 @@ def test_origin_of_a_folder(tiny_folder):
         "license": "not recorded",
     }
     assert origin_of(Path(MINI))["license"] == "apache-2.0"
+    assert origin_of(tiny_folder, "org/tiny")["model"] == "org/tiny"
 
 
 @pytest.mark.parametrize(("conditioning", "channels"), [("canny+rgb", 6), ("latents", 4)])
@@ -191,7 +192,8 @@ def test_another_shape_is_refused_by_the_name_of_what_differs(config):
 def test_command_refuses_mini_in_one_sentence(tmp_path, capsys):
     code = cli.main(["export", "mini", "-o", str(tmp_path / "mini.safetensors"), "--format", "controlnet"])
     assert code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("backshan:")]
+    said, line = (line for line in capsys.readouterr().err.splitlines() if line.startswith("backshan:"))
+    assert said == "backshan: the model is the embedded mini."
     assert "of the shape of Stable Diffusion 1.5" in line and "cross_attention_dim" in line
     assert not list(tmp_path.iterdir())
 

@@ -3,11 +3,16 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import textwrap
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hub_server
 import numpy as np
 import PIL.Image
 import pytest
@@ -18,6 +23,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from hub_clients import WITHOUT_PACKAGE, Clients, environment, run_apart
 from hub_server import TOKEN, Fault, Hub
 from huggingface_hub import DatasetCard, ModelCard
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
 
@@ -126,6 +132,20 @@ def test_nothing_else_leaves_the_folder(server, clients, pushed, model):
         assert "/nowhere/mine" not in text
 
 
+def test_the_token_goes_to_the_hub_alone(server, clients, model):
+    """And not to the servers that store large files."""
+    for part in ("unet", "vae"):  # one in parts, one whole
+        getattr(tiny_pipeline(seed=71), part).save_pretrained(model / part)
+    before = len(server.requests)
+    clients.forget()
+    clients.run(PUSH + "\nfrom backshan_diffusers.hub import pull; pull(sys.argv[2])", model, "org/told").checked()
+    asked = server.requests[before:]
+    stored = [(method, path, token) for method, path, token in asked if re.match("/(cdn|lfs|lfs-part)/", path)]
+    assert {path.split("/")[1] for _, path, _ in stored} == {"cdn", "lfs", "lfs-part"}
+    assert not any(token for _, _, token in stored)
+    assert all(token for _, path, token in asked if path.startswith("/org/told/resolve/"))
+
+
 def test_an_index_names_no_folder_outside(server, clients, model):
     shutil.copytree(model / "unet", model.parent / "outside")
     index = json.loads((model / "model_index.json").read_text())
@@ -177,6 +197,7 @@ def test_what_is_called_like_a_file_of_a_model(name, is_sent):
         ("POST", "/commit/", "lost"),
         ("POST", "/commit/", "412"),
         ("POST", "/repos/create", "500"),
+        ("POST", "/validate-yaml", "503"),
         ("GET", "/api/models/", "drop"),
     ],
 )
@@ -190,6 +211,14 @@ def test_what_fails_is_tried_again(server, clients, model, method, path, kind):
     assert server.faults[0].times == 0
     assert model_of(server.files(name)) == on_disk(model)
     assert len(server.repo(name).history()) == 2
+
+
+def test_a_page_in_place_of_an_answer_is_no_refusal(server, clients, tiny_folder):
+    """huggingface_hub asks whether a card is good, after us, and takes any answer for JSON."""
+    server.faults += [Fault("POST", "/validate-yaml", "none"), Fault("POST", "/validate-yaml", "502")]
+    clients.run(IMPATIENT + PUSH, tiny_folder, "org/by-gateway").checked()
+    assert server.faults[1].times == 0
+    assert model_of(server.files("org/by-gateway")) == on_disk(tiny_folder)
 
 
 def test_too_many_failures_are_said_and_nothing_is_visible(server, clients, tiny_folder):
@@ -432,7 +461,8 @@ def test_a_private_repository(server, clients, tiny_folder, pushed):
     pull = "from backshan_diffusers.hub import pull; print(pull('org/private'))"
     stranger = clients.run(pull, HF_TOKEN="")
     assert said(stranger.err).endswith(
-        "MissingRepoError: org/private does not exist, or is private and needs a token (hf auth login)."
+        "MissingRepoError: org/private does not exist, or is private and needs a token: check its name, or log in"
+        " (hf auth login)."
     )
     folder = clients.run(pull).checked().out.strip()
     assert model_of(on_disk(Path(folder))) == on_disk(tiny_folder)
@@ -674,6 +704,16 @@ def test_a_card_of_a_model_made_from_another(model):
     assert str(folder.parent) not in with_place.text
 
 
+def test_a_card_tells_nothing_of_a_neighbour(model):
+    """What lies beside a folder that no stage has written belongs to another model."""
+    folder = with_records(model)
+    other = Path(shutil.copytree(folder, folder.with_name("other")))
+    assert "Not recorded." not in cards.model_card(folder, "org/x")
+    assert "Not recorded." in cards.model_card(other, "org/x")
+    (folder / "training_config.yaml").write_text(yaml.safe_dump({"stage": "prior"}))
+    assert cards.beside(folder, cards.RECORD) == folder / "training_config.yaml"  # its own comes first
+
+
 def test_a_card_where_nothing_is_known(model):
     text = cards.model_card(model, "org/x")
     assert "Not recorded." in text
@@ -772,6 +812,18 @@ def test_the_carried_code_is_the_packages_own():
     assert "hub.py" not in remote_code.sources()
 
 
+def test_the_carried_code_finds_what_is_imported_late(tmp_path, monkeypatch):
+    """An import inside a function names a file beside it too."""
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / f"{remote_code.ENTRY}.py").write_text("def f():\n    from ..models.late import a\n\n    return a\n")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/late.py").write_text("a = 1\n")
+    monkeypatch.setattr(remote_code, "PACKAGE", tmp_path)
+    files = remote_code.sources()
+    assert set(files) == {"pipeline.py", "late.py"}
+    assert "    from .late import a\n" in files["pipeline.py"]
+
+
 # from the Hub
 
 
@@ -811,14 +863,16 @@ except Exception as error:
 def test_what_is_missing_is_said(server, clients, pushed, tiny_folder):
     files = on_disk(tiny_folder)
     server.put("org/net-only", {"config.json": files["controlnet/config.json"]})
-    server.put("org/gone", files)
-    del server.repo("org/gone").find("main").files["unet/config.json"]
+    half = server.put("org/half", files)
+    half.pulls["refs/pr/1"] = half.branches["main"]
+    server.faults.append(Fault("HEAD", "/org/half/.*/unet/config.json", "gone", 10))
     code = f"""
     from backshan_diffusers.hub import HubError, pull, pull_pairs, push
     for call in (
         lambda: pull("org/nothing"),
         lambda: pull("{pushed}", "no-such-branch"),
         lambda: pull("org/net-only"),
+        lambda: pull("org/half", "refs/pr/1"),
         lambda: pull_pairs("org/nothing"),
         lambda: push("{tiny_folder}", "org/x", token="hf_wrong"),
     ):
@@ -828,12 +882,16 @@ def test_what_is_missing_is_said(server, clients, pushed, tiny_folder):
             print(type(error).__name__ + ": " + str(error))
     """
     said = clients.run(textwrap.dedent(code)).checked().out.splitlines()
+    unknown = (
+        "MissingRepoError: org/nothing does not exist, or is private and needs a token: check its name, or log in"
+    )
     assert said == [
-        "MissingRepoError: org/nothing does not exist, or is private and needs a token (hf auth login).",
+        f"{unknown} (hf auth login).",
         f"MissingRevisionError: {pushed} has no revision no-such-branch: give a branch, a tag or a commit of it.",
         "MissingFileError: org/net-only has no model_index.json: give a repository with a pipeline, or open its"
         " ControlNet with BackshanControlNetModel.from_pretrained.",
-        "MissingRepoError: org/nothing does not exist, or is private and needs a token (hf auth login).",
+        "MissingFileError: org/half lacks unet/config.json: give a repository, a subfolder or a revision that has it.",
+        f"{unknown} (hf auth login).",
         "HubError: this token may not do that with org/x: log in with one that may (hf auth login).",
     ]
 
@@ -865,27 +923,74 @@ def test_a_file_is_not_pushed(tiny_folder):
         hub.push(tiny_folder / "model_index.json", "org/any")
 
 
+MISSING = """
+from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
+for call in (
+    lambda **kwargs: BackToFrontPipeline.from_pretrained("org/nothing", **kwargs),
+    lambda **kwargs: BackToFrontPipeline.from_pretrained("org/tiny", revision="no-such-branch", **kwargs),
+    lambda **kwargs: BackToFrontPipeline.from_pretrained("org/no-index", **kwargs),
+    lambda **kwargs: BackToFrontPipeline.from_pretrained("org/no-config", **kwargs),
+    lambda **kwargs: BackToFrontPipeline.load_config("org/nothing", **kwargs),
+    lambda **kwargs: BackshanControlNetModel.from_pretrained("org/nothing", **kwargs),
+    lambda **kwargs: BackshanControlNetModel.from_pretrained("org/tiny", revision="no-such-branch", **kwargs),
+    lambda **kwargs: BackshanControlNetModel.from_pretrained("org/tiny", **kwargs),
+    lambda **kwargs: BackshanControlNetModel.from_pretrained("org/no-weights", **kwargs),
+    lambda **kwargs: BackshanControlNetModel.from_pretrained("no/such/folder", **kwargs),
+):
+    try:
+        call(%s)
+    except OSError as error:
+        print(type(error).__name__, error)
+"""
+"""Asks for what is not there, and says what is raised."""
+
+
 def test_from_pretrained_says_what_is_missing(clients, pushed, server, tiny_folder):
     files = on_disk(tiny_folder)
-    server.put("org/no-config", {k: v for k, v in files.items() if k != "unet/config.json"})
-    code = f"""
-    from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
-    for name, kwargs in (
-        ("org/nothing", {{}}),
-        ("{pushed}", {{"revision": "no-such-branch"}}),
-        ("org/no-config", {{}}),
-    ):
-        try:
-            BackToFrontPipeline.from_pretrained(name, **kwargs)
-        except OSError as error:
-            print(type(error.__cause__).__name__, error)
-    """
-    said = clients.run(textwrap.dedent(code)).checked().out
-    assert re.findall(r"^(\w+) (Cannot load model \S+:|Error no file named config.json)", said, re.MULTILINE) == [
-        ("RepositoryNotFoundError", "Cannot load model org/nothing:"),
-        ("RevisionNotFoundError", f"Cannot load model {pushed}:"),
-        ("NoneType", "Error no file named config.json"),
+    assert pushed == "org/tiny"
+    server.put("org/no-index", {name: content for name, content in files.items() if "/" in name})
+    server.put("org/no-config", {name: content for name, content in files.items() if name != "unet/config.json"})
+    server.put("org/no-weights", {"config.json": files["controlnet/config.json"]})
+    clients.forget()
+    nothing = (
+        "MissingRepoError org/nothing does not exist, or is private and needs a token: check its name, or log in (hf"
+        " auth login)."
+    )
+    no_branch = "MissingRevisionError org/tiny has no revision no-such-branch: give a branch, a tag or a commit of it."
+    lacks = "MissingFileError org/{} lacks {}: give a repository, a subfolder or a revision that has it."
+    no_folder = "HubError there is no folder no/such/folder, and it is no id of a repository: check the name."
+    assert clients.run(MISSING % "").checked().out.splitlines() == [
+        nothing,
+        no_branch,
+        lacks.format("no-index", "model_index.json"),
+        "MissingFileError org/no-config holds no whole pipeline (unet/config.json is missing): give another revision,"
+        " pass that component, or ask its owner to push it again.",
+        nothing,
+        nothing,
+        no_branch,
+        lacks.format("tiny", "config.json"),
+        lacks.format("no-weights", "diffusion_pytorch_model.safetensors"),
+        no_folder,
     ]
+    names = ["nothing", "tiny", "no-index", "no-config", "nothing", "nothing", "tiny", "tiny", "no-weights"]
+    clients.forget()
+    cold = "UnreachableHubError org/{} was not downloaded before, and {}, or copy the folder here."
+    local = cold.format("{}", "local_files_only is set: leave it out")
+    said = clients.run(MISSING % "local_files_only=True").checked().out.splitlines()
+    assert said == [*map(local.format, names), no_folder]
+    offline = cold.format("{}", "HF_HUB_OFFLINE is set: unset it")
+    said = run_apart(server, clients.home, MISSING % "", HF_HUB_OFFLINE="1").checked().out.splitlines()
+    assert said == [*map(offline.format, names), no_folder]
+
+
+def test_the_carried_code_leaves_what_diffusers_says(clients, pushed):
+    """There is no other file that could put it in words, where this package is not installed."""
+    code = f"""
+    from diffusers import DiffusionPipeline
+    pipe = DiffusionPipeline.from_pretrained("{pushed}", custom_pipeline="{pushed}", trust_remote_code=True)
+    type(pipe).from_pretrained("org/nothing")
+    """
+    assert said(clients.run(WITHOUT_PACKAGE + textwrap.dedent(code)).err).startswith("OSError: Cannot load model org/")
 
 
 def test_pickles_are_refused_before_they_are_downloaded(server, clients, tiny_folder):
@@ -915,6 +1020,27 @@ def test_pickles_are_refused_before_they_are_downloaded(server, clients, tiny_fo
         " for safetensors." in said(done.err)
     )
     assert server.asked("GET", "/cdn/") == before
+
+
+def test_a_gated_repository(server, clients, tiny_folder):
+    """Everybody sees what it holds, and only those who were let in get it."""
+    server.put("org/gated", on_disk(tiny_folder)).is_gated = True
+    sentence = "org/gated is gated: ask for access on its page on the Hub, and log in (hf auth login)."
+    clients.forget()
+    for token in (TOKEN, ""):
+        refused = clients.run("from backshan_diffusers.hub import pull; pull('org/gated')", HF_TOKEN=token)
+        assert said(refused.err).endswith(f"MissingRepoError: {sentence}")
+    done = command(clients, "generate", "back.png", "--model", "org/gated")
+    assert (done.code, done.err) == (2, f"backshan: {sentence}\n")
+
+
+def test_brackets_in_a_name_are_no_pattern(server, clients, tiny_folder):
+    files = on_disk(tiny_folder)
+    odd = "unet/part[1].safetensors"
+    files[odd] = files["unet/diffusion_pytorch_model.safetensors"]
+    server.put("org/brackets", files)
+    folder = clients.run("from backshan_diffusers.hub import pull; print(pull('org/brackets'))").checked().out.strip()
+    assert on_disk(Path(folder)) == files
 
 
 def test_names_from_outside_stay_inside(server, clients, tiny_folder):
@@ -984,14 +1110,25 @@ def test_the_command_pushes(server, clients, tiny_folder):
     assert "backshan: " not in done.err
 
 
+NEEDED = re.compile("org/quiet|^/api/repos/create$|^/api/validate-yaml$|^/lfs[/-]")
+"""What a push to `org/quiet` asks for."""
+
+
 def test_the_command_asks_the_hub_for_nothing_else(server, clients, tiny_folder):
     """huggingface_hub would ask it for a list of programs that might be using it."""
     code = "import sys; from backshan_diffusers import cli; sys.exit(cli.main(['push', sys.argv[1], 'org/quiet']))"
     before = len(server.requests)
     run_apart(server, clients.folder / "quiet", code, tiny_folder, HF_HUB_DISABLE_TELEMETRY=None).checked()
     asked = [path for _, path, _ in server.requests[before:]]
-    needed = re.compile("org/quiet|^/api/repos/create$|^/api/validate-yaml$|^/lfs[/-]")
-    assert asked and not [path for path in asked if not needed.search(path)]
+    assert asked and not [path for path in asked if not NEEDED.search(path)]
+
+
+def test_the_training_script_asks_the_hub_for_nothing_else(server, clients, script, trained):
+    before = len(server.requests)
+    push = [*script, trained, "--push_to_hub", "org/quiet-run"]
+    run_apart(server, clients.folder / "quiet-run", TRAIN, *push, HF_HUB_DISABLE_TELEMETRY=None).checked()
+    asked = [path for _, path, _ in server.requests[before:]]
+    assert asked and not [path for path in asked if not NEEDED.search(path)]
 
 
 def test_pushing_and_pulling_need_no_torch(server, clients, tiny_folder):
@@ -1019,10 +1156,9 @@ def test_the_command_says_why_it_cannot(server, clients, tiny_folder, tmp_path):
     done = command(clients, "push", tiny_folder, "org/unlicensed", "--license", "mitt")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        "backshan: the Hub refuses what was asked of org/unlicensed: Invalid metadata in README.md."
-        ' - "license" must be one of apache-2.0, mit, other.\n'
+        'backshan: the Hub refuses the card of org/unlicensed: "license" must be one of apache-2.0, mit, other.\n'
     )
-    assert list(server.files("org/unlicensed")) == [".gitattributes"]
+    assert ("models", "org/unlicensed") not in server.repos
     server.faults.append(Fault("POST", "/repos/create", "403", 100))
     done = command(clients, "push", tiny_folder, "org/no")
     assert (done.code, done.out) == (2, "")
@@ -1042,9 +1178,26 @@ def test_the_command_generates_with_a_repository_and_says_so(server, clients, pu
     assert (done.code, done.err) == (0, "")
     pictures = [np.asarray(PIL.Image.open(clients.folder / name)) for name in ("of-hub.png", "of-folder.png")]
     assert np.array_equal(*pictures)
+    clients.forget()
+    as_in_a_terminal = "import os; os.environ['TQDM_POSITION'] = '-1'"  # what makes huggingface_hub show bars
+    done = command(clients, "generate", "back.png", "--model", pushed, "-o", "with-bar.png", before=as_in_a_terminal)
+    assert re.search(r"100%\|", done.err)
     done = command(clients, "generate", "back.png", "--model", "org/nothing")
     assert done.code == 2
     assert "backshan: org/nothing does not exist, or is private and needs a token" in done.err
+
+
+def test_the_command_exports_a_repository_and_names_it(server, clients, pushed, tiny_folder):
+    """The file says which model it holds, and its licence, as the card tells it."""
+    clients.forget()
+    any_shape = (
+        "from backshan_diffusers.export import original_layout; original_layout.check_loadable = lambda _: None"
+    )
+    done = command(clients, "export", pushed, "-o", "t.safetensors", "--format", "controlnet", before=any_shape)
+    assert done.code == 0, done.err
+    assert f"backshan: the model is the Hub repository {pushed} at " in done.err
+    with safe_open(clients.folder / "t.safetensors", "np") as file:
+        assert (file.metadata()["model"], file.metadata()["license"]) == (pushed, "other")
 
 
 def test_the_order_in_which_a_name_is_looked_for(tiny_folder, tmp_path, monkeypatch):
@@ -1148,6 +1301,27 @@ def test_pairs_of_ones_own_are_pushed(server, clients, tmp_path, drawn_backs, da
     assert "Pictures of people are personal" in server.files("org/own-pairs", kind="datasets")["README.md"].decode()
     missing = clients.run("from backshan_diffusers.hub import pull_pairs; pull_pairs('org/no-pairs')")
     assert "MissingRepoError: org/no-pairs does not exist" in said(missing.err)
+
+
+def test_a_hub_to_try_things_with(tmp_path):
+    command = [sys.executable, Path(hub_server.__file__), "--port"]
+    started = subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True)
+    try:
+        variables = dict(each.split("=") for each in started.stdout.readline().split()[1:])
+        url, home = variables["HF_ENDPOINT"], Path(variables["HF_HOME"])
+        request = urllib.request.Request(f"{url}/api/whoami-v2", headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["name"] == "me"
+        assert (variables["HF_TOKEN"], home.parent.is_dir()) == (TOKEN, True)
+        second = subprocess.run([*command, url.rpartition(":")[2]], capture_output=True, text=True, check=False)
+        assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+        assert second.stderr.endswith("give another --port.\n")
+        started.send_signal(signal.SIGINT)
+        assert started.wait(60) == 0
+    finally:
+        started.kill()
+        started.communicate()
+    assert not home.parent.exists()
 
 
 def test_the_environment_of_a_client_has_nothing_of_this_process(server, tmp_path, monkeypatch):

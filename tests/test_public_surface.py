@@ -88,7 +88,7 @@ def test_exports_of_export():
     assert list(inspect.signature(export.export_controlnet).parameters) == ["controlnet", "target", "origin"]
     assert list(inspect.signature(export.export_onnx).parameters) == ["pipeline", "target", "origin"]
     assert list(inspect.signature(export.load_stored_controlnet).parameters) == ["folder"]
-    assert list(inspect.signature(export.origin_of).parameters) == ["folder"]
+    assert list(inspect.signature(export.origin_of).parameters) == ["folder", "repo_id"]
 
 
 def test_options_of_push_and_their_defaults():

@@ -20,7 +20,7 @@ from test_stages import control_batch
 from tiny import TINY, tiny_config, tiny_pipeline
 
 from backshan_diffusers import BackToFrontPipeline
-from backshan_diffusers.commands.loading import load_pipeline
+from backshan_diffusers.commands.loading import find_model, load_pipeline
 from backshan_diffusers.objective import PRESETS
 from backshan_diffusers.training.config import ConfigError, ModelSize, TrainingConfig
 from backshan_diffusers.training.run import TrainingRun
@@ -377,7 +377,7 @@ def test_a_run_with_adapters_leaves_the_unet_and_a_file_that_diffusers_loads(tin
         loaded, trained_one = pipeline.unet(*inputs).sample, run.unet.eval()(*inputs).sample
     assert not torch.allclose(loaded, without, atol=1e-4)
     torch.testing.assert_close(loaded, trained_one)
-    by_command = load_pipeline(str(finished), torch.device("cpu"), torch.float32)
+    by_command = load_pipeline(str(finished), find_model(str(finished)), torch.device("cpu"), torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(by_command.unet(*inputs).sample, loaded)
     with pytest.raises(ConfigError, match="holds a LoRA adapter beside its U-Net"):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .exits import DONE, SOME_FAILED, UnusableArgumentError
-from .loading import load_pipeline
+from .loading import find_model, load_pipeline
 from .messages import first_sentence, quiet_libraries, report, say
 from .outputs import check_writable
 
@@ -38,25 +38,22 @@ def export(options: argparse.Namespace) -> int:
     """`backshan export`: nothing is written under its name before all of it is there."""
     import torch
 
-    from .. import hub
     from ..export import ExportError, export_controlnet, export_onnx, load_stored_controlnet, origin_of
     from ..files import DiskFullError
 
     out = Path(options.out)
-    try:
-        source = hub.find_model(options.model).folder
-    except hub.HubError as error:
-        raise UnusableArgumentError(str(error)) from error
+    found = find_model(options.model)
     if not options.out:
         raise UnusableArgumentError("--out is empty: give a name for what is written.")
     check_writable(out.parent, [out])
     with quiet_libraries():
         try:
-            origin = origin_of(source)
+            origin = origin_of(found.folder, found.repo_id)
             if options.format == "controlnet":
-                export_controlnet(load_stored_controlnet(source), out, origin)
+                export_controlnet(load_stored_controlnet(found.folder), out, origin)
             else:
-                export_onnx(load_pipeline(options.model, torch.device("cpu"), torch.float32), out, origin)
+                pipeline = load_pipeline(options.model, found, torch.device("cpu"), torch.float32)
+                export_onnx(pipeline, out, origin)
         except DiskFullError as error:
             report(str(error))
             return SOME_FAILED

@@ -10,7 +10,7 @@ from .arguments import LARGEST_NUMBER, guidance, positive, prompt, seed
 from .exits import DONE, SOME_FAILED, UnusableArgumentError
 from .fronts import write_fronts
 from .inputs import find_backs
-from .loading import device_and_dtype, load_pipeline
+from .loading import device_and_dtype, find_model, load_pipeline
 from .messages import quiet_libraries, report
 from .outputs import check_targets, check_writable, plan, refusing_to_write_in
 
@@ -62,8 +62,10 @@ def generate(options: argparse.Namespace) -> int:
     targets = [*(job.result for job in jobs), *([sheet] if sheet else [])]
     check_writable(folder, targets)
     check_targets(targets, backs)
+    device, dtype = device_and_dtype(options.device, options.dtype)
+    found = find_model(options.model)
     with quiet_libraries():
-        pipeline = load_pipeline(options.model, *device_and_dtype(options.device, options.dtype))
+        pipeline = load_pipeline(options.model, found, device, dtype)
         settings = settings_of(pipeline, options)
         with refusing_to_write_in(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .exits import UnusableArgumentError
-from .messages import as_utf8, first_sentence, report
+from .messages import as_utf8, first_sentence, quiet_hub, report
 
 if TYPE_CHECKING:
     import torch
 
     from .. import BackToFrontPipeline
+    from ..hub import Model
 
 
 def device_and_dtype(device_name: str | None, dtype_name: str) -> tuple[torch.device, torch.dtype]:
@@ -32,17 +33,17 @@ def device_and_dtype(device_name: str | None, dtype_name: str) -> tuple[torch.de
     return device, getattr(torch, dtype_name)
 
 
-def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackToFrontPipeline:
-    """The pipeline of `--model`: the embedded `mini`, a folder, or a Hub repository.
+def find_model(model: str) -> Model:
+    """Where the model of a command lies: the embedded `mini`, a folder, or a Hub repository; which, is said.
 
     Raises:
-        UnusableArgumentError: if there is no such model, or it cannot be loaded.
+        UnusableArgumentError: if there is no such model.
     """
-    from .. import BackshanControlNetModel, BackToFrontPipeline, hub
-    from ..folder_check import ADAPTERS, find_damage, refuse_random_encoders
+    from .. import hub
 
     try:
-        found = hub.find_model(model)
+        with quiet_hub():  # and not quiet_libraries, with which transformers takes the bar of a download away
+            found = hub.find_model(model)
     except hub.HubError as error:
         raise UnusableArgumentError(str(error)) from error
     if as_utf8(model) != model:
@@ -51,6 +52,18 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
         )
     if found.is_choice:
         report(f"the model is {found.origin}.")
+    return found
+
+
+def load_pipeline(model: str, found: Model, device: torch.device, dtype: torch.dtype) -> BackToFrontPipeline:
+    """The pipeline of a command's model, as it was called and as it was found.
+
+    Raises:
+        UnusableArgumentError: if it cannot be loaded.
+    """
+    from .. import BackshanControlNetModel, BackToFrontPipeline
+    from ..folder_check import ADAPTERS, find_damage, refuse_random_encoders
+
     try:
         pipeline = BackToFrontPipeline.from_pretrained(found.folder, dtype=dtype).to(device)
         refuse_random_encoders(found.folder)

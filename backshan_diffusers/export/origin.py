@@ -17,11 +17,15 @@ class ExportError(ValueError):
     """A model cannot be exported, or not to this place; the message is one sentence that says what to do."""
 
 
-def origin_of(folder: Path) -> dict[str, str]:
+def origin_of(folder: Path, repo_id: str | None = None) -> dict[str, str]:
     """Name, version and licence of the model in a folder. Folders above it are left out.
 
     The licence is that of the folder's `README.md`, which is the card of a model on the Hub; without one it is not
     guessed, because weights that began as somebody else's keep that licence.
+
+    Args:
+        folder: of the model.
+        repo_id: of the repository from which it was downloaded, to a folder that is called like a commit.
     """
     card = folder / "README.md"
     if os.path.samefile(folder, MINI):
@@ -31,6 +35,6 @@ def origin_of(folder: Path) -> dict[str, str]:
     return {
         "software": SOFTWARE,
         "version": __version__,
-        "model": folder.resolve().name,
+        "model": repo_id or folder.resolve().name,
         "license": str(licence or "not recorded"),
     }

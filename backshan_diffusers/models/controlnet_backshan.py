@@ -24,7 +24,7 @@ from ..conditioning import (
 )
 from ..conditioning import conditioning_channels as channels_of
 from ..folder_check import records_conditioning
-from ..publishing import Published
+from ..publishing import Published, hub_in_words
 
 DEFAULT_PROMPT = "Front side of the person"
 """The prompt where neither a call nor a record names one."""
@@ -153,11 +153,13 @@ class BackshanControlNetModel(Published, ControlNetModel):
         One default differs from the parent's: only safetensors files are read unless `use_safetensors=False`.
 
         Raises:
-            OSError: if there is none, or it has its weights only as a pickle.
+            OSError: if there is none, or it has its weights only as a pickle; as
+                [`~backshan_diffusers.hub.HubError`] if it is not on the Hub, or there is no way to it.
         """
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        with hub_in_words(pretrained_model_name_or_path, kwargs.get("revision")):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):

@@ -41,7 +41,7 @@ from ..conditioning import (
 from ..folder_check import check_folder, records_conditioning
 from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel
 from ..pictures import Letterbox, load_picture, pixels_to_decode
-from ..publishing import Published
+from ..publishing import Published, hub_in_words
 from ..sheets import picture_sheet
 from .pipeline_output import BackToFrontPipelineOutput
 
@@ -135,7 +135,8 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         of the file), and only safetensors files are read unless `use_safetensors=False`.
 
         Raises:
-            OSError: if a folder is no pipeline, lacks a file, has a damaged one, or has weights only as pickles.
+            OSError: if a folder or a repository is no pipeline, lacks a file, has a damaged one, or has weights only
+                as pickles; as [`~backshan_diffusers.hub.HubError`] if there is no such repository, or no way to it.
         """
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
@@ -146,9 +147,20 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         return super().from_pretrained(os.fspath(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs) -> str | os.PathLike:
+        """The parent's; but what a repository has is checked as a folder is, and what it lacks is one sentence."""
+        revision = kwargs.get("revision")
+        with hub_in_words(pretrained_model_name, revision):
+            folder = super().download(pretrained_model_name, **kwargs)
+        with hub_in_words(pretrained_model_name, revision, Path(folder)):
+            check_folder(Path(folder), set(kwargs), bool(kwargs.get("use_safetensors")))
+        return folder
+
+    @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
         """The parent's; but where a ControlNet's own config says what it reads, our class is named to load it."""
-        config = super().load_config(pretrained_model_name_or_path, **kwargs)
+        with hub_in_words(pretrained_model_name_or_path, kwargs.get("revision")):
+            config = super().load_config(pretrained_model_name_or_path, **kwargs)
         file = Path(pretrained_model_name_or_path, "controlnet", BackshanControlNetModel.config_name)
         is_stock = isinstance(config, dict) and config.get("controlnet") == ["diffusers", ControlNetModel.__name__]
         if is_stock and file.is_file():
