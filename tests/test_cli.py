@@ -602,8 +602,27 @@ def test_nothing_of_others_is_replaced(run, backs, drawn_backs):
 
 
 def test_a_back_is_never_replaced(run, backs):
-    run(backs / "anna.png", "-o", backs)
-    assert refused(run(backs, "-o", backs), "anna_front.png", "one of the backs")
+    shutil.copy(backs / "anna.png", backs / "ben_front.png")
+    assert refused(run(backs, "-o", backs), "ben_front.png", "one of the backs")
+
+
+@pytest.mark.parametrize("out", ["backs", "backs/fronts"])
+def test_a_second_run_among_its_backs_does_what_the_first_did(run, backs, out):
+    arguments = ("backs/**", "-o", out, "--sheet", "--num-images", 2)
+    assert run(*arguments) == (0, f"6 of 6 fronts were written to {out}\n", "")
+    before = {path: path.is_file() and path.read_bytes() for path in backs.rglob("*")}
+    code, stdout, err = run(*arguments)
+    assert (code, stdout) == (0, f"6 of 6 fronts were written to {out}\n")
+    first = f"{out}/anna_front_1.png"
+    assert err == f"backshan: 7 of the pictures are left out, because backshan wrote them itself ({first}, ...).\n"
+    assert {path: path.is_file() and path.read_bytes() for path in backs.rglob("*")} == before
+
+
+def test_a_front_is_no_back(run, backs):
+    run(backs / "anna.png")
+    told = "backshan wrote these pictures itself (fronts/anna_front.png): give pictures of backs."
+    assert refused(run("fronts/anna_front.png", "-o", "again"), told)
+    assert not Path("again").exists()
 
 
 def test_a_device_of_this_machine_is_found_by_default(backs, tiny_folder, monkeypatch, tmp_path, capsys):
