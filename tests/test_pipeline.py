@@ -789,6 +789,16 @@ def test_a_stock_controlnet_needs_a_conditioning(pipe):
     assert np.array_equal(np.asarray(found[0]), np.asarray(expected[0]))
 
 
+def test_a_controlnet_for_the_latents_of_another_vae_is_refused(pipe):
+    for kind in (ControlNetModel, BackshanControlNetModel):
+        for channels, factor in (((4, 4, 8), 4), ((4, 4, 4, 4, 8), 16)):
+            other = kind.from_unet(pipe.unet, conditioning_embedding_out_channels=channels)
+            mixed = BackToFrontPipeline(**pipe.components | {"controlnet": [pipe.controlnet, other]})
+            told = f"reads pictures at 1/{factor} of their side and latents have 1/8: make it with .* of 4 numbers.$"
+            with pytest.raises(ValueError, match=told):
+                mixed(photo(), conditioning="rgb")
+
+
 def test_a_stock_controlnet_of_their_width_takes_latents(pipe):
     stock = ControlNetModel.from_unet(
         pipe.unet, conditioning_embedding_out_channels=(4, 4, 4, 8), conditioning_channels=4

@@ -188,6 +188,9 @@ class BackshanControlNetModel(Published, ControlNetModel):
 
         Args:
             unet (`UNet2DConditionModel`): the U-Net whose encoder is copied; it is left as it is.
+            conditioning_embedding_out_channels (`tuple[int, ...]`): of the condition embedding, which halves the
+                picture's side between two of them. It has to shrink pictures as the U-Net's VAE does, of which the
+                U-Net knows nothing: the default is for Stable Diffusion's 1/8; for `mini`, with 1/4, give 3 numbers.
             load_weights_from_unet (`bool`): copy the weights too, not the shape alone.
             conditioning (`str`): see the class; fixes the width of the condition embedding.
             recorded: any of the class's own config fields (`mirror`, `image_size`, ...).

@@ -392,6 +392,13 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
                     f"this ControlNet takes {net.config.conditioning_channels} channels but {what} has {channels}:"
                     " choose another conditioning."
                 )
+            factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
+            if factor != self.vae_scale_factor:
+                raise ValueError(
+                    f"this ControlNet reads pictures at 1/{factor} of their side and latents have"
+                    f" 1/{self.vae_scale_factor}: make it with conditioning_embedding_out_channels of"
+                    f" {self.vae_scale_factor.bit_length()} numbers."
+                )
             flipped = _recorded(net, "mirror", False) if flipped is None else flipped
             low = _recorded(net, "canny_low_threshold", CANNY_LOW_THRESHOLD)
             high = _recorded(net, "canny_high_threshold", CANNY_HIGH_THRESHOLD)
