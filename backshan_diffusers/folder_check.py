@@ -72,6 +72,20 @@ def model_around(place: Path) -> Path | None:
     return None
 
 
+def lone_variant(folder: Path, given: Container[str] = ()) -> str | None:
+    """The variant, such as `fp16`, in which a component of a pipeline's folder has its weights and not in the plain
+    form too; `None` if there is no such component but those that are `given`."""
+    variants = (stored_variant(folder / part) for part in COMPONENTS_WITH_WEIGHTS if part not in given)
+    return next((variant for variant in variants if variant), None)
+
+
+def stored_variant(component: Path) -> str | None:
+    """The variant in which the folder of a component has its weights, `None` where it has them in the plain form."""
+    # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors
+    variants = {file.stem.partition(".")[2].partition("-")[0] for file in component.glob("*.safetensors")}
+    return min(variants, default="") or None
+
+
 def find_damage(folder: Path) -> str | None:
     """Which component of a pipeline's folder cannot be loaded by itself, and why; `None` if each of them can.
 
@@ -84,7 +98,11 @@ def find_damage(folder: Path) -> str | None:
             continue
         try:
             kind = getattr(importlib.import_module(entry[0]), entry[1])
-            component = kind.from_pretrained(folder / name, use_safetensors=True)  # a pickle could run any code
+            component = kind.from_pretrained(
+                folder / name,
+                use_safetensors=True,  # a pickle could run any code
+                variant=stored_variant(folder / name),
+            )
         except Exception as error:  # nothing is known about what is in the files
             return f"{folder / name} cannot be loaded ({' '.join(str(error).split())}): {REMEDY}"
         for weight, value in component.named_parameters() if isinstance(component, torch.nn.Module) else ():
@@ -104,7 +122,11 @@ def refuse_random_encoders(folder: Path) -> None:
         if name in COMPONENTS_WITH_WEIGHTS and _names_a_class(entry) and entry[0] == "transformers":
             encoder = getattr(transformers, entry[1])
             _, report = encoder.from_pretrained(
-                folder / name, device_map="meta", use_safetensors=True, output_loading_info=True
+                folder / name,
+                device_map="meta",
+                use_safetensors=True,
+                variant=stored_variant(folder / name),
+                output_loading_info=True,
             )
             if report["missing_keys"]:
                 raise OSError(f"{folder / name} has no weight {min(report['missing_keys'])}: {REMEDY}")

@@ -748,6 +748,14 @@ def test_a_model_with_a_pickle_only(run, backs, tiny_folder, pipeline):
     assert refused(run(backs, model="model"), "unet", "pickle")
 
 
+def test_a_model_in_a_variant_alone(run, backs, pipeline):
+    pipeline.save_pretrained("model", variant="fp16")
+    code, _, err = run(backs / "anna.png", model="model")
+    assert (code, err) == (0, "")
+    expected = pipeline(backs / "anna.png", generator=seeded(0)).images[0]
+    assert np.array_equal(pixels("fronts/anna_front.png"), np.asarray(expected))
+
+
 def test_a_model_with_a_stock_controlnet(run, backs, tiny_folder, pipeline):
     from diffusers import ControlNetModel
 

@@ -1026,6 +1026,8 @@ def test_half_precision_files_load_as_float32_everywhere(tmp_path):
     assert dtypes(tmp_path / "variant", variant="fp16") == {torch.float32}
     with pytest.raises(ValueError, match="no such modeling files"):
         BackToFrontPipeline.from_pretrained(tmp_path / "half", variant="fp16")
+    with pytest.raises(OSError, match="variant holds its weights only in the variant fp16: give variant='fp16'.$"):
+        BackToFrontPipeline.from_pretrained(tmp_path / "variant")
 
 
 def test_bfloat16_generates(pipe):

@@ -39,7 +39,7 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
         UnusableArgumentError: if there is no such model, or it cannot be loaded.
     """
     from .. import BackshanControlNetModel, BackToFrontPipeline, hub
-    from ..folder_check import ADAPTERS, find_damage, refuse_random_encoders
+    from ..folder_check import ADAPTERS, find_damage, lone_variant, refuse_random_encoders
 
     try:
         found = hub.find_model(model)
@@ -52,7 +52,9 @@ def load_pipeline(model: str, device: torch.device, dtype: torch.dtype) -> BackT
     if found.is_choice:
         report(f"the model is {found.origin}.")
     try:
-        pipeline = BackToFrontPipeline.from_pretrained(found.folder, dtype=dtype).to(device)
+        # whether a folder has its weights in a variant alone, a user of the command need not know
+        variant = lone_variant(found.folder)
+        pipeline = BackToFrontPipeline.from_pretrained(found.folder, dtype=dtype, variant=variant).to(device)
         refuse_random_encoders(found.folder)
         if (found.folder / ADAPTERS).exists():  # a part of what the folder was trained to do
             pipeline.load_lora_weights(found.folder)

@@ -38,7 +38,7 @@ from ..conditioning import (
     control_picture,
     picture_latents,
 )
-from ..folder_check import check_folder, records_conditioning
+from ..folder_check import check_folder, lone_variant, records_conditioning
 from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel
 from ..pictures import Letterbox, load_picture, pixels_to_decode
 from ..publishing import Published
@@ -135,14 +135,18 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         of the file), and only safetensors files are read unless `use_safetensors=False`.
 
         Raises:
-            OSError: if a folder is no pipeline, lacks a file, has a damaged one, or has weights only as pickles.
+            OSError: if a folder is no pipeline, lacks a file, has a damaged one, or has weights only as pickles, or
+                only in a variant that is not asked for.
         """
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
-        if os.path.isdir(pretrained_model_name_or_path):
-            check_folder(Path(pretrained_model_name_or_path), set(kwargs), kwargs["use_safetensors"])
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            check_folder(folder, set(kwargs), kwargs["use_safetensors"])
+            if kwargs.get("variant") is None and (variant := lone_variant(folder, set(kwargs))):
+                raise OSError(f"{folder} holds its weights only in the variant {variant}: give variant={variant!r}.")
         return super().from_pretrained(os.fspath(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
