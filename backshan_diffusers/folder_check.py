@@ -3,7 +3,7 @@
 Torch and diffusers take seconds to import and nearly a GB of memory, and files can be judged without them.
 """
 
-import importlib
+import importlib.util
 import json
 import re
 from collections.abc import Container, Mapping
@@ -51,6 +51,11 @@ def check_folder(folder: Path, given: Container[str], safetensors_only: bool) ->
             raise OSError(f"{folder / INDEX} names no {name}: give the folder of a pipeline that has one.")
         if _names_a_class(entry):
             _check_component(folder / name, safetensors_only)
+            if not _is_at_hand(entry[0], folder / name):
+                raise OSError(
+                    f"{folder / INDEX} names the library {entry[0]} for {name}, which is not installed: install it, or"
+                    " give another pipeline."
+                )
 
 
 def check_controlnet(folder: Path) -> None:
@@ -153,6 +158,16 @@ def without_origin(config: str) -> str:
 def _names_a_class(entry: Any) -> bool:
     """Whether an entry of the index is a library and a class, not `[null, null]` or a plain value."""
     return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
+
+
+def _is_at_hand(library: str, component: Path) -> bool:
+    """Whether what the index names is installed, a module of diffusers' pipelines, or a file of the component."""
+    root = library.partition(".")[0]
+    if not root.isidentifier():
+        return False
+    homes = importlib.util.find_spec("diffusers").submodule_search_locations  # imports nothing
+    places = [*(Path(home, "pipelines", root) for home in homes), component / f"{root}.py"]
+    return importlib.util.find_spec(root) is not None or any(place.exists() for place in places)
 
 
 def _check_component(folder: Path, safetensors_only: bool) -> None:

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -521,6 +522,8 @@ def test_unusual_pictures_are_read(run, drawn_backs, pipeline):
         (("anna.png", "-o", ""), ["--out is empty"]),
         (("anna.png", "-o", "http://a.b/x.png"), ["is an address", "give a folder"]),
         (("anna.png", "-o", ".png"), ["a suffix without a name", "give a folder"]),
+        (("anna.png", "-o", ".heic"), ["a suffix without a name", "give a folder"]),
+        (("anna.png", "-q"), ["unrecognized arguments: -q: see backshan generate --help."]),
         (("anna.png", "-o", "x" * 300), ["x" * 300, "is too long"]),
         (("anna.png", "-o", "x" * 300 + ".png"), ["x" * 300, "is too long"]),
         (("anna.png", "-o", "new/" + "x" * 300), ["x" * 300, "is too long"]),
@@ -938,6 +941,22 @@ def test_a_signal_before_the_first_front(backs, tiny_folder, tmp_path, number):
     assert process.returncode == 128 + number
     assert stderr == "backshan: interrupted before anything was written.\n"
     assert not (tmp_path / "fronts").exists()
+
+
+@pytest.mark.parametrize("imported", ["backshan_diffusers.cli", "argparse"])
+def test_ctrl_c_while_the_command_is_imported(imported):
+    """As the console script that pip makes runs it."""
+    (module,) = re.findall(r"backshan = ([\w.]+):main", (ROOT / "setup.py").read_text(encoding="utf-8"))
+    program = (
+        f"import os, signal, sys\nfrom {module} import main\n"
+        "def at_import(event, arguments):\n"
+        f"    if event == 'import' and arguments[0] == '{imported}': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.addaudithook(at_import)\n"
+        "sys.exit(main())\n"
+    )
+    process = start("-c", program, "--help")
+    assert process.communicate(timeout=200) == ("", "backshan: interrupted before anything was written.\n")
+    assert process.returncode == 130
 
 
 def test_what_a_killed_run_left_unfinished_is_cleared_by_the_next(run, backs, tiny_folder):

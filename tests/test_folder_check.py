@@ -172,6 +172,23 @@ def test_a_component_that_does_not_fit_together_is_found(folder):
     assert "\n" not in found
 
 
+@pytest.mark.parametrize("library", ["no_such_library", "no_such_library.part", ".", ""])
+def test_a_library_that_is_not_installed_is_named(folder, library):
+    edit(folder / "model_index.json", feature_extractor=[library, "Something"])
+    (folder / "feature_extractor").mkdir()
+    told = f"model_index.json names the library {library} for feature_extractor, which is not installed: install it"
+    assert refused(folder, told)
+    check_folder(folder, ("feature_extractor",), True)
+
+
+def test_libraries_that_are_at_hand(folder):
+    (folder / "feature_extractor").mkdir()
+    (folder / "feature_extractor" / "mine.py").touch()
+    for library in ("stable_diffusion", "mine", "backshan_diffusers.pipelines", "transformers"):
+        edit(folder / "model_index.json", feature_extractor=[library, "Something"])
+        check_folder(folder, (), True)
+
+
 def test_weights_in_a_variant_alone(folder):
     assert lone_variant(folder) is None
     names = [f"model{middle}.safetensors" for middle in (".fp16", ".fp16-00001-of-00002", "-00001-of-00002.fp16")]

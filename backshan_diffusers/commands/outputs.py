@@ -58,9 +58,10 @@ def plan(backs: list[Path], out: str, num_images: int, with_sheet: bool) -> tupl
     if count > MOST_FRONTS:
         raise UnusableArgumentError(f"{count} fronts are more than the {MOST_FRONTS} of one run: give fewer.")
     path, suffix = Path(out), Path(os.path.basename(out)).suffix.lower()
-    if os.path.basename(out).lower() in PICTURE_SUFFIXES and not os.path.isdir(out):
+    suffixes = PICTURE_SUFFIXES | UNREAD_SUFFIXES
+    if os.path.basename(out).lower() in suffixes and not os.path.isdir(out):
         raise UnusableArgumentError(f"{out} is a suffix without a name: give a folder or a .png name as --out.")
-    if os.path.isdir(out) or suffix not in PICTURE_SUFFIXES | UNREAD_SUFFIXES:
+    if os.path.isdir(out) or suffix not in suffixes:
         jobs = [
             Job(back, number, path / (f"{stem}_front.png" if num_images == 1 else f"{stem}_front_{number + 1}.png"))
             for back, stem in zip(backs, _distinct_stems(backs))
