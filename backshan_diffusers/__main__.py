@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """Runs the command and returns its exit code, after Ctrl-C too."""
+    """Run the command and return its exit code, after Ctrl-C too."""
     try:
         from .cli import main as run  # here, because Ctrl-C may come before it is imported
 

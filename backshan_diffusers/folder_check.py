@@ -120,6 +120,10 @@ def refuse_random_encoders(folder: Path) -> None:
     """Refuse a pipeline's folder in which a text or image encoder lacks weights; it has passed [`check_folder`].
 
     transformers would put random numbers in their places, which only its warnings tell. No weight is read.
+
+    Raises:
+        OSError: in one sentence with the name of a missing weight, or as transformers says why an encoder cannot be
+            opened.
     """
     import transformers  # here, where a model is loaded
 

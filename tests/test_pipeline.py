@@ -892,6 +892,7 @@ def test_bad_arguments_are_refused_with_one_sentence(pipe):
     for name in ("num_inference_steps", "num_images_per_prompt"):
         for value in (0, -1, 2.5, "2"):
             refused(ValueError, f"{name} is {value!r}: give a whole number of at least 1", photo(), **{name: value})
+        assert len(pipe(photo(), **{name: np.int64(1)}).images) == 1
     refused(ValueError, "num_images_per_prompt is None", photo(), num_images_per_prompt=None)
     for value in (float("nan"), float("inf")):
         refused(ValueError, f"guidance_scale is {value}: give a finite number", photo(), guidance_scale=value)

@@ -21,7 +21,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_generate(commands) -> None:
-    """Adds the subcommand to the `commands` of a parser."""
+    """Add the subcommand to the `commands` of a parser."""
     parser = commands.add_parser(
         "generate",
         allow_abbrev=False,

@@ -98,7 +98,7 @@ def _cut(stem: str) -> str:
 
 
 def check_writable(folder: Path, targets: list[Path]) -> None:
-    """Refuses what could not be written in the end, without writing it: the folder is made when the model is there.
+    """Refuse what could not be written in the end, without writing it: the folder is made when the model is there.
 
     Raises:
         UnusableArgumentError: if nothing can be written to the folder, or a name in it is too long.
@@ -129,7 +129,7 @@ def refusing_to_write_in(folder: Path) -> Iterator[None]:
 
 
 def check_targets(targets: list[Path], backs: list[Path]) -> None:
-    """Refuses to replace a picture that was given, a folder, or anything that this command did not write.
+    """Refuse to replace a picture that was given, a folder, or anything that this command did not write.
 
     Raises:
         UnusableArgumentError: if one of the targets is such a thing.

@@ -39,7 +39,7 @@ from ..conditioning import (
     picture_latents,
 )
 from ..folder_check import check_folder, lone_variant, records_conditioning
-from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel
+from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel, check_count
 from ..pictures import Letterbox, load_picture, pixels_to_decode
 from ..publishing import Published
 from ..sheets import picture_sheet
@@ -128,7 +128,7 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "BackToFrontPipeline":
-        """Loads a pipeline from a folder or a Hub repository, as `DiffusionPipeline.from_pretrained` does.
+        """Load a pipeline from a folder or a Hub repository, as `DiffusionPipeline.from_pretrained` does.
 
         A ControlNet whose config says what it reads becomes a [`BackshanControlNetModel`]. Two defaults differ from
         the parent's: every component comes in float32 unless `dtype` says otherwise (transformers would keep the type
@@ -195,7 +195,7 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         return_dict: bool = True,
         **kwargs,
     ) -> BackToFrontPipelineOutput | tuple:
-        """Generates fronts from backs.
+        """Generate fronts from backs.
 
         Args:
             back_image (`str`, `os.PathLike`, `PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor`, or a list of them):
@@ -238,9 +238,9 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
             TypeError: if an argument is unknown.
         """
         self._check_arguments(kwargs, restore_size, output_type)
-        _check_count("num_images_per_prompt", num_images_per_prompt)
+        check_count("num_images_per_prompt", num_images_per_prompt)
         if num_inference_steps is not None:
-            _check_count("num_inference_steps", num_inference_steps)
+            check_count("num_inference_steps", num_inference_steps)
         if guidance_scale is not None and not math.isfinite(guidance_scale):
             raise ValueError(f"guidance_scale is {guidance_scale!r}: give a finite number, such as 3.0.")
         nets = self._nets()
@@ -420,11 +420,6 @@ def _sums_of_bits(weight: torch.Tensor) -> torch.Tensor:
         # cubes, because values in an arithmetic series would let exchanges cancel; they wrap around at 64 bits
         weighted.append((sums * torch.arange(1, 2 * len(sums), 2, device=sums.device) ** 3).sum())
     return torch.stack(weighted)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} is {value!r}: give a whole number of at least 1.")
 
 
 def _recorded(net: ControlNetModel, name: str, otherwise: Any) -> Any:
