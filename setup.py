@@ -81,5 +81,5 @@ setup(
     },
     install_requires=needed_by(""),
     extras_require={extra: needed_by(extra) for extra in EXTRAS},
-    entry_points={"console_scripts": ["backshan = backshan_diffusers.cli:main"]},
+    entry_points={"console_scripts": ["backshan = backshan_diffusers.__main__:main"]},
 )

@@ -19,7 +19,7 @@ from . import (
 from .commands.exits import DONE, SOME_FAILED, UNUSABLE, UnusableArgumentError, exit_code
 from .commands.export import add_export
 from .commands.generate import add_generate
-from .commands.messages import PROGRAM, flush, report, shortened
+from .commands.messages import NOTHING_WRITTEN, PROGRAM, flush, report, shortened
 from .commands.push import add_push
 
 ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -27,7 +27,7 @@ ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if has
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         arguments: what follows the program's name; by default what the process was started with.
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report(shortened(str(error)))
         return UNUSABLE
     except KeyboardInterrupt as interruption:
-        report("interrupted before anything was written.")
+        report(NOTHING_WRITTEN)
         return exit_code(interruption)
 
 
@@ -68,6 +68,13 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args=None, namespace=None):
+        """The parent's; but what a subcommand does not know is refused by its own parser, which names its own help."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
     def error(self, message: str):
         """One sentence in place of argparse's usage block."""
         report(shortened(f"{message.rstrip('.')}: see {self.prog} --help."))

@@ -3,7 +3,7 @@
 Torch and diffusers take seconds to import and nearly a GB of memory, and files can be judged without them.
 """
 
-import importlib
+import importlib.util
 import json
 import re
 from collections.abc import Container, Mapping
@@ -51,6 +51,11 @@ def check_folder(folder: Path, given: Container[str], safetensors_only: bool) ->
             raise OSError(f"{folder / INDEX} names no {name}: give the folder of a pipeline that has one.")
         if _names_a_class(entry):
             _check_component(folder / name, safetensors_only)
+            if not _is_at_hand(entry[0], folder / name):
+                raise OSError(
+                    f"{folder / INDEX} names the library {entry[0]} for {name}, which is not installed: install it, or"
+                    " give another pipeline."
+                )
 
 
 def check_controlnet(folder: Path) -> None:
@@ -72,6 +77,20 @@ def model_around(place: Path) -> Path | None:
     return None
 
 
+def lone_variant(folder: Path, given: Container[str] = ()) -> str | None:
+    """The variant, such as `fp16`, in which a component of a pipeline's folder has its weights and not in the plain
+    form too; `None` if there is no such component but those that are `given`."""
+    variants = (stored_variant(folder / part) for part in COMPONENTS_WITH_WEIGHTS if part not in given)
+    return next((variant for variant in variants if variant), None)
+
+
+def stored_variant(component: Path) -> str | None:
+    """The variant in which the folder of a component has its weights, `None` where it has them in the plain form."""
+    # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors
+    variants = {file.stem.partition(".")[2].partition("-")[0] for file in component.glob("*.safetensors")}
+    return min(variants, default="") or None
+
+
 def find_damage(folder: Path) -> str | None:
     """Which component of a pipeline's folder cannot be loaded by itself, and why; `None` if each of them can.
 
@@ -84,7 +103,11 @@ def find_damage(folder: Path) -> str | None:
             continue
         try:
             kind = getattr(importlib.import_module(entry[0]), entry[1])
-            component = kind.from_pretrained(folder / name, use_safetensors=True)  # a pickle could run any code
+            component = kind.from_pretrained(
+                folder / name,
+                use_safetensors=True,  # a pickle could run any code
+                variant=stored_variant(folder / name),
+            )
         except Exception as error:  # nothing is known about what is in the files
             return f"{folder / name} cannot be loaded ({' '.join(str(error).split())}): {REMEDY}"
         for weight, value in component.named_parameters() if isinstance(component, torch.nn.Module) else ():
@@ -97,6 +120,10 @@ def refuse_random_encoders(folder: Path) -> None:
     """Refuse a pipeline's folder in which a text or image encoder lacks weights; it has passed [`check_folder`].
 
     transformers would put random numbers in their places, which only its warnings tell. No weight is read.
+
+    Raises:
+        OSError: in one sentence with the name of a missing weight, or as transformers says why an encoder cannot be
+            opened.
     """
     import transformers  # here, where a model is loaded
 
@@ -104,7 +131,11 @@ def refuse_random_encoders(folder: Path) -> None:
         if name in COMPONENTS_WITH_WEIGHTS and _names_a_class(entry) and entry[0] == "transformers":
             encoder = getattr(transformers, entry[1])
             _, report = encoder.from_pretrained(
-                folder / name, device_map="meta", use_safetensors=True, output_loading_info=True
+                folder / name,
+                device_map="meta",
+                use_safetensors=True,
+                variant=stored_variant(folder / name),
+                output_loading_info=True,
             )
             if report["missing_keys"]:
                 raise OSError(f"{folder / name} has no weight {min(report['missing_keys'])}: {REMEDY}")
@@ -143,6 +174,16 @@ def without_origin(config: str) -> str:
 def _names_a_class(entry: Any) -> bool:
     """Whether an entry of the index is a library and a class, not `[null, null]` or a plain value."""
     return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
+
+
+def _is_at_hand(library: str, component: Path) -> bool:
+    """Whether what the index names is installed, a module of diffusers' pipelines, or a file of the component."""
+    root = library.partition(".")[0]
+    if not root.isidentifier():
+        return False
+    homes = importlib.util.find_spec("diffusers").submodule_search_locations  # imports nothing
+    places = [*(Path(home, "pipelines", root) for home in homes), component / f"{root}.py"]
+    return importlib.util.find_spec(root) is not None or any(place.exists() for place in places)
 
 
 def _check_component(folder: Path, safetensors_only: bool) -> None:

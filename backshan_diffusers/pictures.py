@@ -45,7 +45,7 @@ class PictureError(ValueError):
 
 
 def load_picture(source: Any, enough_pixels: int | None = None) -> PIL.Image.Image:
-    """Reads a picture, whatever it is, as an upright RGB picture without metadata.
+    """Read a picture, whatever it is, as an upright RGB picture without metadata.
 
     The camera's EXIF rotation is applied, transparency is composited on white, 16-bit grey is scaled to 8 bit, and of
     an animation the first frame is taken.
@@ -259,6 +259,9 @@ class Letterbox:
     Args:
         picture_size (`tuple[int, int]`): width and height of the pictures, in px.
         side (`int`): side of the square, in px.
+
+    Raises:
+        ValueError: if a size is not positive, or if a method gets a picture of another size than it is for.
     """
 
     picture_size: tuple[int, int]
@@ -323,7 +326,7 @@ def border_colour(picture: PIL.Image.Image) -> tuple[int, int, int]:
 
 
 def save_picture(picture: PIL.Image.Image, path: str | os.PathLike, metadata: Mapping[str, Any] | None = None) -> None:
-    """Writes a PNG file; it appears under its name only when it is complete.
+    """Write a PNG file; it appears under its name only when it is complete.
 
     Args:
         picture: the picture, of any mode that PNG knows.

@@ -1,5 +1,6 @@
 """Pictures side by side, with a text over each column and under each row."""
 
+import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -49,6 +50,31 @@ def picture_sheet(
     """
     if cell_side is not None:
         rows = [[cell and PIL.ImageOps.contain(cell, (cell_side, cell_side)) for cell in row] for row in rows]
+    _check_cells(rows, titles, captions)
+    widths = [max((cell.width for cell in column if cell), default=0) for column in itertools.zip_longest(*rows)]
+    heights = [max((cell.height for cell in row if cell), default=0) for row in rows]
+
+    font = _font_for("".join(captions or ()), min(16, max(9, max(widths) // 8)))
+    line_height = sum(font.getmetrics()) + gap
+    caption_height = 0 if captions is None else line_height
+    top = gap if titles is None else gap + line_height
+    size = (sum(widths) + gap * (len(widths) + 1), top + sum(height + gap + caption_height for height in heights))
+    sheet = PIL.Image.new("RGB", size, WHITE)
+    draw = PIL.ImageDraw.Draw(sheet)
+    lefts = [gap + sum(widths[:i]) + gap * i for i in range(len(widths))]
+    for title, left, width in zip(titles or (), lefts, widths):
+        draw.text((left + width / 2, gap), title, fill="black", font=font, anchor="ma")
+    for row, height, caption in zip(rows, heights, captions or [""] * len(rows)):
+        for cell, left, width in zip(row, lefts, widths):
+            if cell:
+                sheet.paste(cell, (left + (width - cell.width) // 2, top + (height - cell.height) // 2))
+        text = _cut_to_width(caption, size[0] - 2 * gap, font)
+        draw.text((gap, top + height + gap), text, fill="black", font=font)
+        top += height + gap + caption_height
+    return sheet
+
+
+def _check_cells(rows: Sequence[Sequence], titles: Sequence[str] | None, captions: Sequence[str] | None) -> None:
     if not any(cell for row in rows for cell in row):
         raise ValueError("a sheet needs at least one picture: give rows that are not empty.")
     columns = max(len(row) for row in rows)
@@ -56,40 +82,12 @@ def picture_sheet(
         raise ValueError(f"the sheet has {columns} columns: give as many titles, not {len(titles)}.")
     if captions is not None and len(captions) != len(rows):
         raise ValueError(f"the sheet has {len(rows)} rows: give as many captions, not {len(captions)}.")
-    widths = [max((row[i].width for row in rows if i < len(row) and row[i]), default=0) for i in range(columns)]
-    heights = [max((cell.height for cell in row if cell), default=0) for row in rows]
-
-    font = _font_for("".join(captions or ()), min(16, max(9, max(widths) // 8)))
-    line_height = sum(font.getmetrics()) + gap
-    title_height, caption_height = line_height * (titles is not None), line_height * (captions is not None)
-    height = sum(heights) + gap * (len(rows) + 1) + title_height + caption_height * len(rows)
-    size = (sum(widths) + gap * (columns + 1), height)
-    sheet = PIL.Image.new("RGB", size, WHITE)
-    lefts = [gap + sum(widths[:i]) + gap * i for i in range(columns)]
-    for title, left, width in zip(titles or (), lefts, widths):
-        PIL.ImageDraw.Draw(sheet).text((left + width / 2, gap), title, fill="black", font=font, anchor="ma")
-    top = gap + title_height
-    for row, height, caption in zip(rows, heights, captions or [""] * len(rows)):
-        for cell, left, width in zip(row, lefts, widths):
-            if cell:
-                sheet.paste(cell, (left + (width - cell.width) // 2, top + (height - cell.height) // 2))
-        if caption:
-            text = _cut_to_width(caption, size[0] - 2 * gap, font)
-            PIL.ImageDraw.Draw(sheet).text((gap, top + height + gap), text, fill="black", font=font)
-        top += height + gap + caption_height
-    return sheet
 
 
 def _cut_to_width(text: str, width: int, font: PIL.ImageFont.FreeTypeFont) -> str:
     """The whole of a text, or as much of its begin and end as fits into `width` px."""
-    kept = len(text)
-    while (
-        font.getlength(cut := text if kept == len(text) else f"{text[: kept // 2]}...{text[-(kept // 2) :]}") > width
-    ):
-        kept -= 1
-        if kept < 2:
-            return ""
-    return cut
+    shorter = (f"{text[: kept // 2]}...{text[-(kept // 2) :]}" for kept in range(len(text) - 1, 1, -1))
+    return next((cut for cut in itertools.chain([text], shorter) if font.getlength(cut) <= width), "")
 
 
 def _font_for(text: str, size: int) -> PIL.ImageFont.FreeTypeFont:

@@ -22,7 +22,7 @@ CELL_SIDE = 192  # px on the sheet
 
 
 def main() -> int:
-    """Draws, generates and shows; returns the exit code of `backshan generate`."""
+    """Draw, generate and show; return the exit code of `backshan generate`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini", help="as in backshan generate (default: %(default)s)")
     parser.add_argument("--out", default="demo.png", help="the sheet (default: %(default)s)")

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -521,6 +522,8 @@ def test_unusual_pictures_are_read(run, drawn_backs, pipeline):
         (("anna.png", "-o", ""), ["--out is empty"]),
         (("anna.png", "-o", "http://a.b/x.png"), ["is an address", "give a folder"]),
         (("anna.png", "-o", ".png"), ["a suffix without a name", "give a folder"]),
+        (("anna.png", "-o", ".heic"), ["a suffix without a name", "give a folder"]),
+        (("anna.png", "-q"), ["unrecognized arguments: -q: see backshan generate --help."]),
         (("anna.png", "-o", "x" * 300), ["x" * 300, "is too long"]),
         (("anna.png", "-o", "x" * 300 + ".png"), ["x" * 300, "is too long"]),
         (("anna.png", "-o", "new/" + "x" * 300), ["x" * 300, "is too long"]),
@@ -602,8 +605,27 @@ def test_nothing_of_others_is_replaced(run, backs, drawn_backs):
 
 
 def test_a_back_is_never_replaced(run, backs):
-    run(backs / "anna.png", "-o", backs)
-    assert refused(run(backs, "-o", backs), "anna_front.png", "one of the backs")
+    shutil.copy(backs / "anna.png", backs / "ben_front.png")
+    assert refused(run(backs, "-o", backs), "ben_front.png", "one of the backs")
+
+
+@pytest.mark.parametrize("out", ["backs", "backs/fronts"])
+def test_a_second_run_among_its_backs_does_what_the_first_did(run, backs, out):
+    arguments = ("backs/**", "-o", out, "--sheet", "--num-images", 2)
+    assert run(*arguments) == (0, f"6 of 6 fronts were written to {out}\n", "")
+    before = {path: path.is_file() and path.read_bytes() for path in backs.rglob("*")}
+    code, stdout, err = run(*arguments)
+    assert (code, stdout) == (0, f"6 of 6 fronts were written to {out}\n")
+    first = f"{out}/anna_front_1.png"
+    assert err == f"backshan: 7 of the pictures are left out, because backshan wrote them itself ({first}, ...).\n"
+    assert {path: path.is_file() and path.read_bytes() for path in backs.rglob("*")} == before
+
+
+def test_a_front_is_no_back(run, backs):
+    run(backs / "anna.png")
+    told = "backshan wrote these pictures itself (fronts/anna_front.png): give pictures of backs."
+    assert refused(run("fronts/anna_front.png", "-o", "again"), told)
+    assert not Path("again").exists()
 
 
 def test_a_device_of_this_machine_is_found_by_default(backs, tiny_folder, monkeypatch, tmp_path, capsys):
@@ -727,6 +749,14 @@ def test_a_model_with_a_pickle_only(run, backs, tiny_folder, pipeline):
     os.remove("model/unet/diffusion_pytorch_model.safetensors")
     torch.save(pipeline.unet.state_dict(), "model/unet/diffusion_pytorch_model.bin")
     assert refused(run(backs, model="model"), "unet", "pickle")
+
+
+def test_a_model_in_a_variant_alone(run, backs, pipeline):
+    pipeline.save_pretrained("model", variant="fp16")
+    code, _, err = run(backs / "anna.png", model="model")
+    assert (code, err) == (0, "")
+    expected = pipeline(backs / "anna.png", generator=seeded(0)).images[0]
+    assert np.array_equal(pixels("fronts/anna_front.png"), np.asarray(expected))
 
 
 def test_a_model_with_a_stock_controlnet(run, backs, tiny_folder, pipeline):
@@ -911,6 +941,22 @@ def test_a_signal_before_the_first_front(backs, tiny_folder, tmp_path, number):
     assert process.returncode == 128 + number
     assert stderr == "backshan: interrupted before anything was written.\n"
     assert not (tmp_path / "fronts").exists()
+
+
+@pytest.mark.parametrize("imported", ["backshan_diffusers.cli", "argparse"])
+def test_ctrl_c_while_the_command_is_imported(imported):
+    """As the console script that pip makes runs it."""
+    (module,) = re.findall(r"backshan = ([\w.]+):main", (ROOT / "setup.py").read_text(encoding="utf-8"))
+    program = (
+        f"import os, signal, sys\nfrom {module} import main\n"
+        "def at_import(event, arguments):\n"
+        f"    if event == 'import' and arguments[0] == '{imported}': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.addaudithook(at_import)\n"
+        "sys.exit(main())\n"
+    )
+    process = start("-c", program, "--help")
+    assert process.communicate(timeout=200) == ("", "backshan: interrupted before anything was written.\n")
+    assert process.returncode == 130
 
 
 def test_what_a_killed_run_left_unfinished_is_cleared_by_the_next(run, backs, tiny_folder):

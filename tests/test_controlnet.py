@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -72,7 +73,8 @@ def test_an_unknown_conditioning_is_refused():
     [
         *({"image_size": value} for value in (0, "x", 64.0, 60)),
         *({name: value} for name in ("canny_low_threshold", "canny_high_threshold") for value in ("x", -1)),
-        *({"default_num_inference_steps": value} for value in (0, "x", 2.5)),
+        *({"default_num_inference_steps": value} for value in (0, "x", 2.5, np.int64(2))),
+        {"image_size": np.int64(64)},
         *({"default_guidance_scale": value} for value in (None, "x", -1, float("nan"), float("inf"))),
         *({"default_prompt": value} for value in (None, 3)),
     ],

@@ -289,3 +289,11 @@ def test_command_refuses_an_empty_or_forbidden_target(tiny_folder, tmp_path, cap
 def test_a_controlnet_saved_alone_is_loaded_whatever_its_folder_is_called(tmp_path):
     tiny_controlnet(mirror=False).save_pretrained(tmp_path / "mine")
     assert load_stored_controlnet(tmp_path / "mine").config.mirror is False
+
+
+def test_a_controlnet_in_a_variant_alone_is_loaded(tmp_path):
+    controlnet = tiny_controlnet().half()
+    controlnet.save_pretrained(tmp_path, variant="fp16")
+    loaded = load_stored_controlnet(tmp_path)
+    assert loaded.dtype is torch.float16
+    assert torch.equal(loaded.controlnet_mid_block.weight, controlnet.controlnet_mid_block.weight)

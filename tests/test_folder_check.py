@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file, save_file
+from tiny import tiny_pipeline
 
 from backshan_diffusers import MINI, BackToFrontPipeline
 from backshan_diffusers.folder_check import (
@@ -15,7 +16,9 @@ from backshan_diffusers.folder_check import (
     check_controlnet,
     check_folder,
     find_damage,
+    lone_variant,
     refuse_random_encoders,
+    stored_variant,
 )
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "controlnet", "scheduler")
@@ -167,6 +170,48 @@ def test_a_component_that_does_not_fit_together_is_found(folder):
     found = find_damage(folder)  # components come in the order of the index
     assert found.startswith(f"{folder / 'unet'} cannot be loaded (")
     assert "\n" not in found
+
+
+@pytest.mark.parametrize("library", ["no_such_library", "no_such_library.part", ".", ""])
+def test_a_library_that_is_not_installed_is_named(folder, library):
+    edit(folder / "model_index.json", feature_extractor=[library, "Something"])
+    (folder / "feature_extractor").mkdir()
+    told = f"model_index.json names the library {library} for feature_extractor, which is not installed: install it"
+    assert refused(folder, told)
+    check_folder(folder, ("feature_extractor",), True)
+
+
+def test_libraries_that_are_at_hand(folder):
+    (folder / "feature_extractor").mkdir()
+    (folder / "feature_extractor" / "mine.py").touch()
+    for library in ("stable_diffusion", "mine", "backshan_diffusers.pipelines", "transformers"):
+        edit(folder / "model_index.json", feature_extractor=[library, "Something"])
+        check_folder(folder, (), True)
+
+
+def test_weights_in_a_variant_alone(folder):
+    assert lone_variant(folder) is None
+    names = [f"model{middle}.safetensors" for middle in (".fp16", ".fp16-00001-of-00002", "-00001-of-00002.fp16")]
+    for part in ("text_encoder", "unet"):
+        (weights,) = (folder / part).glob("*.safetensors")
+        for name in names:
+            weights = weights.rename(weights.with_name(name))
+            assert stored_variant(folder / part) == lone_variant(folder) == "fp16"
+            assert lone_variant(folder, (part,)) is None
+        shutil.copy(weights, weights.with_name("model-00001-of-00002.safetensors"))
+        assert stored_variant(folder / part) is lone_variant(folder) is None
+
+
+def test_damage_is_found_in_a_variant_too(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path, variant="fp16")
+    assert find_damage(tmp_path) is None
+    refuse_random_encoders(tmp_path)
+    weights = tmp_path / "text_encoder" / "model.fp16.safetensors"
+    tensors = load_file(weights)
+    del tensors["final_layer_norm.bias"]
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(OSError, match="text_encoder has no weight final_layer_norm.bias: copy or download"):
+        refuse_random_encoders(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -808,6 +808,16 @@ def test_a_stock_controlnet_needs_a_conditioning(pipe):
     assert np.array_equal(np.asarray(found[0]), np.asarray(expected[0]))
 
 
+def test_a_controlnet_for_the_latents_of_another_vae_is_refused(pipe):
+    for kind in (ControlNetModel, BackshanControlNetModel):
+        for channels, factor in (((4, 4, 8), 4), ((4, 4, 4, 4, 8), 16)):
+            other = kind.from_unet(pipe.unet, conditioning_embedding_out_channels=channels)
+            mixed = BackToFrontPipeline(**pipe.components | {"controlnet": [pipe.controlnet, other]})
+            told = f"reads pictures at 1/{factor} of their side and latents have 1/8: make it with .* of 4 numbers.$"
+            with pytest.raises(ValueError, match=told):
+                mixed(photo(), conditioning="rgb")
+
+
 def test_a_stock_controlnet_of_their_width_takes_latents(pipe):
     stock = ControlNetModel.from_unet(
         pipe.unet, conditioning_embedding_out_channels=(4, 4, 4, 8), conditioning_channels=4
@@ -901,6 +911,7 @@ def test_bad_arguments_are_refused_with_one_sentence(pipe):
     for name in ("num_inference_steps", "num_images_per_prompt"):
         for value in (0, -1, 2.5, "2"):
             refused(ValueError, f"{name} is {value!r}: give a whole number of at least 1", photo(), **{name: value})
+        assert len(pipe(photo(), **{name: np.int64(1)}).images) == 1
     refused(ValueError, "num_images_per_prompt is None", photo(), num_images_per_prompt=None)
     for value in (float("nan"), float("inf")):
         refused(ValueError, f"guidance_scale is {value}: give a finite number", photo(), guidance_scale=value)
@@ -1035,6 +1046,8 @@ def test_half_precision_files_load_as_float32_everywhere(tmp_path):
     assert dtypes(tmp_path / "variant", variant="fp16") == {torch.float32}
     with pytest.raises(ValueError, match="no such modeling files"):
         BackToFrontPipeline.from_pretrained(tmp_path / "half", variant="fp16")
+    with pytest.raises(OSError, match="variant holds its weights only in the variant fp16: give variant='fp16'.$"):
+        BackToFrontPipeline.from_pretrained(tmp_path / "variant")
 
 
 def test_bfloat16_generates(pipe):

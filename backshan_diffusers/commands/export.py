@@ -13,7 +13,7 @@ from .outputs import check_writable
 
 
 def add_export(commands) -> None:
-    """Adds the subcommand to the `commands` of a parser."""
+    """Add the subcommand to the `commands` of a parser."""
     parser = commands.add_parser(
         "export",
         allow_abbrev=False,

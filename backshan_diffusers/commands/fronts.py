@@ -40,7 +40,7 @@ class Tally:
 
 
 def write_fronts(pipeline, jobs: list[Job], sheet: Path | None, settings: dict, options: argparse.Namespace) -> int:
-    """Generates, saves and reports; what is finished stays, whatever happens afterwards."""
+    """Generate, save and report; what is finished stays, whatever happens afterwards."""
     from tqdm import tqdm
 
     folder = jobs[0].result.parent

@@ -9,7 +9,7 @@ from ..files import clear_unfinished
 from .arguments import LARGEST_NUMBER, guidance, positive, prompt, seed
 from .exits import DONE, SOME_FAILED, UnusableArgumentError
 from .fronts import write_fronts
-from .inputs import find_backs
+from .inputs import find_backs, without_results
 from .loading import device_and_dtype, find_model, load_pipeline
 from .messages import quiet_libraries, report
 from .outputs import check_targets, check_writable, plan, refusing_to_write_in
@@ -21,14 +21,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_generate(commands) -> None:
-    """Adds the subcommand to the `commands` of a parser."""
+    """Add the subcommand to the `commands` of a parser."""
     parser = commands.add_parser(
         "generate",
         allow_abbrev=False,
         help="turn pictures of backs into pictures of fronts",
         description="Turns pictures of people seen from behind into pictures of the same people seen from the front. "
         "One PNG file is written for each front, with the model and all settings in its text chunks. "
-        "Files of the same name that this command wrote before are replaced; any other file is left alone.",
+        "Files of the same name that this command wrote before are replaced; any other file is left alone. "
+        "Pictures that this command wrote are no backs, and are left out.",
         epilog="exit codes: 0 all done, 1 some pictures missing, unusable or not written, 2 unusable arguments, "
         "130 interrupted, 143 killed, 129 hung up",
     )
@@ -57,6 +58,7 @@ def generate(options: argparse.Namespace) -> int:
     if options.seed + options.num_images - 1 > LARGEST_NUMBER:
         raise UnusableArgumentError(f"the seeds would go beyond {LARGEST_NUMBER}: give a smaller --seed.")
     backs, left_out = find_backs(options.backs)
+    backs, notes = without_results(backs)
     jobs, sheet = plan(backs, options.out, options.num_images, options.sheet)
     folder = jobs[0].result.parent
     targets = [*(job.result for job in jobs), *([sheet] if sheet else [])]
@@ -70,7 +72,7 @@ def generate(options: argparse.Namespace) -> int:
         with refusing_to_write_in(folder):
             folder.mkdir(parents=True, exist_ok=True)
             clear_unfinished(folder)
-        for sentence in left_out:
+        for sentence in [*left_out, *notes]:
             report(sentence)
         return max(write_fronts(pipeline, jobs, sheet, settings, options), SOME_FAILED if left_out else DONE)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .exits import UnusableArgumentError
+from .messages import PROGRAM
+from .outputs import is_ours
 
 
 def find_backs(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
@@ -34,6 +36,25 @@ def find_backs(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
     if not found:
         raise UnusableArgumentError(left_out[0])
     return list(found.values()), list(dict.fromkeys(left_out))
+
+
+def without_results(backs: list[Path]) -> tuple[list[Path], list[str]]:
+    """The pictures that this command did not write itself, so that a run into the folder of its backs can be repeated.
+
+    Returns:
+        These, and a sentence about the others, if there are any.
+
+    Raises:
+        UnusableArgumentError: if this command wrote all of them.
+    """
+    results = dict.fromkeys(back for back in backs if is_ours(back))
+    if not results:
+        return backs, []
+    named = f"{next(iter(results))}{', ...' if len(results) > 1 else ''}"
+    if len(results) == len(backs):
+        raise UnusableArgumentError(f"{PROGRAM} wrote these pictures itself ({named}): give pictures of backs.")
+    sentence = f"{len(results)} of the pictures are left out, because {PROGRAM} wrote them itself ({named})."
+    return [back for back in backs if back not in results], [sentence]
 
 
 def _expand(argument: str) -> tuple[list[Path], list[str]]:

@@ -62,10 +62,12 @@ def load_pipeline(model: str, found: Model, device: torch.device, dtype: torch.d
         UnusableArgumentError: if it cannot be loaded.
     """
     from .. import BackshanControlNetModel, BackToFrontPipeline
-    from ..folder_check import ADAPTERS, find_damage, refuse_random_encoders
+    from ..folder_check import ADAPTERS, find_damage, lone_variant, refuse_random_encoders
 
     try:
-        pipeline = BackToFrontPipeline.from_pretrained(found.folder, dtype=dtype).to(device)
+        # whether a folder has its weights in a variant alone, a user of the command need not know
+        variant = lone_variant(found.folder)
+        pipeline = BackToFrontPipeline.from_pretrained(found.folder, dtype=dtype, variant=variant).to(device)
         refuse_random_encoders(found.folder)
         if (found.folder / ADAPTERS).exists():  # a part of what the folder was trained to do
             pipeline.load_lora_weights(found.folder)

@@ -11,6 +11,8 @@ from typing import TextIO
 
 PROGRAM = "backshan"
 
+NOTHING_WRITTEN = "interrupted before anything was written."
+
 LONGEST_REFUSAL = 600
 """Characters of a refusal; longer ones lose their middle, where an argument is repeated."""
 

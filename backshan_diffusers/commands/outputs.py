@@ -58,9 +58,10 @@ def plan(backs: list[Path], out: str, num_images: int, with_sheet: bool) -> tupl
     if count > MOST_FRONTS:
         raise UnusableArgumentError(f"{count} fronts are more than the {MOST_FRONTS} of one run: give fewer.")
     path, suffix = Path(out), Path(os.path.basename(out)).suffix.lower()
-    if os.path.basename(out).lower() in PICTURE_SUFFIXES and not os.path.isdir(out):
+    suffixes = PICTURE_SUFFIXES | UNREAD_SUFFIXES
+    if os.path.basename(out).lower() in suffixes and not os.path.isdir(out):
         raise UnusableArgumentError(f"{out} is a suffix without a name: give a folder or a .png name as --out.")
-    if os.path.isdir(out) or suffix not in PICTURE_SUFFIXES | UNREAD_SUFFIXES:
+    if os.path.isdir(out) or suffix not in suffixes:
         jobs = [
             Job(back, number, path / (f"{stem}_front.png" if num_images == 1 else f"{stem}_front_{number + 1}.png"))
             for back, stem in zip(backs, _distinct_stems(backs))
@@ -97,7 +98,7 @@ def _cut(stem: str) -> str:
 
 
 def check_writable(folder: Path, targets: list[Path]) -> None:
-    """Refuses what could not be written in the end, without writing it: the folder is made when the model is there.
+    """Refuse what could not be written in the end, without writing it: the folder is made when the model is there.
 
     Raises:
         UnusableArgumentError: if nothing can be written to the folder, or a name in it is too long.
@@ -128,7 +129,7 @@ def refusing_to_write_in(folder: Path) -> Iterator[None]:
 
 
 def check_targets(targets: list[Path], backs: list[Path]) -> None:
-    """Refuses to replace a picture that was given, a folder, or anything that this command did not write.
+    """Refuse to replace a picture that was given, a folder, or anything that this command did not write.
 
     Raises:
         UnusableArgumentError: if one of the targets is such a thing.

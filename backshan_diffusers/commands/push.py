@@ -10,7 +10,7 @@ from .messages import quiet_hub, report, say, shortened
 
 
 def add_push(commands) -> None:
-    """Adds the subcommand to the `commands` of a parser."""
+    """Add the subcommand to the `commands` of a parser."""
     parser = commands.add_parser(
         "push",
         allow_abbrev=False,

@@ -40,6 +40,9 @@ def difference_interval(
     """The mean of the paired differences `ours - theirs` with its interval.
 
     Being taken item by item, it does not vary with what is hard for both.
+
+    Raises:
+        ValueError: if the two do not have as many values, or [`mean_intervals`] refuses their differences.
     """
     ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if ours.shape != theirs.shape:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from ..conditioning import CHANNELS_PER_PART
 from ..files import clear_unfinished, complete_file, full_disk_in_words
-from ..folder_check import INDEX, check_controlnet
+from ..folder_check import INDEX, check_controlnet, stored_variant
 from ..models import BackshanControlNetModel
 from ..models.controlnet_backshan import OWN_ARGUMENTS
 from .origin import SOFTWARE, ExportError
@@ -54,7 +54,7 @@ def load_stored_controlnet(folder: Path) -> BackshanControlNetModel:
     with safe_open(next(iter(sorted(home.glob("*.safetensors")))), "pt") as file:
         dtype = file.get_tensor(next(iter(file.keys()))).dtype
     try:
-        return BackshanControlNetModel.from_pretrained(home, dtype=dtype)
+        return BackshanControlNetModel.from_pretrained(home, dtype=dtype, variant=stored_variant(home))
     except Exception as error:  # files that do not fit each other make the reader raise nearly anything
         raise ExportError(f"the ControlNet in {home} cannot be loaded: {' '.join(str(error).split())}") from error
 

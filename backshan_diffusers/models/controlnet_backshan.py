@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
@@ -69,6 +70,11 @@ class BackshanControlNetModel(Published, ControlNetModel):
         default_prompt (`str`): the prompt used where a call names none.
         default_guidance_scale (`float`, defaults to 7.5): guidance where a call names none; 1 switches it off.
         default_num_inference_steps (`int`, defaults to 50): denoising steps where a call names none.
+
+    Raises:
+        ValueError: if there is no such `conditioning`, or `conditioning_channels` does not fit it, if `image_size`
+            cannot be halved as often as the condition embedding does, or if a recorded value is of another type or
+            out of its range.
     """
 
     _repeated_blocks = UNet2DConditionModel._repeated_blocks
@@ -131,14 +137,14 @@ class BackshanControlNetModel(Published, ControlNetModel):
                 f" {conditioning_channels}: leave conditioning_channels out, or name the conditioning that fits."
             )
         arguments["conditioning_channels"] = expected
-        _check_count("image_size", image_size)
+        check_count("image_size", image_size, int)  # NumPy's numbers cannot be written into a config
         shrinkage = 2 ** (len(conditioning_embedding_out_channels or (None,)) - 1)
         if image_size % shrinkage:
             raise ValueError(
                 f"image_size is {image_size}: give a multiple of {shrinkage}, by which the condition embedding shrinks"
                 " pictures."
             )
-        _check_count("default_num_inference_steps", default_num_inference_steps)
+        check_count("default_num_inference_steps", default_num_inference_steps, int)
         if not isinstance(default_prompt, str):
             raise ValueError(f"default_prompt is {default_prompt!r}: give a text.")
         _check_number("canny_low_threshold", canny_low_threshold)
@@ -148,7 +154,7 @@ class BackshanControlNetModel(Published, ControlNetModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs) -> BackshanControlNetModel:
-        """Loads a ControlNet from a folder or a Hub repository, as `ModelMixin.from_pretrained` does.
+        """Load a ControlNet from a folder or a Hub repository, as `ModelMixin.from_pretrained` does.
 
         One default differs from the parent's: only safetensors files are read unless `use_safetensors=False`.
 
@@ -190,12 +196,19 @@ class BackshanControlNetModel(Published, ControlNetModel):
 
         Args:
             unet (`UNet2DConditionModel`): the U-Net whose encoder is copied; it is left as it is.
+            conditioning_embedding_out_channels (`tuple[int, ...]`): of the condition embedding, which halves the
+                picture's side between two of them. It has to shrink pictures as the U-Net's VAE does, of which the
+                U-Net knows nothing: the default is for Stable Diffusion's 1/8; for `mini`, with 1/4, give 3 numbers.
             load_weights_from_unet (`bool`): copy the weights too, not the shape alone.
             conditioning (`str`): see the class; fixes the width of the condition embedding.
             recorded: any of the class's own config fields (`mirror`, `image_size`, ...).
 
         Returns:
             [`BackshanControlNetModel`] whose residuals are exactly zero until it is trained.
+
+        Raises:
+            TypeError: if a recorded field is unknown.
+            ValueError: if a recorded value is one that the class refuses.
         """
         _check_recorded(recorded)
         stock = ControlNetModel.from_unet(
@@ -231,8 +244,11 @@ class BackshanControlNetModel(Published, ControlNetModel):
             recorded: any of the class's own config fields; they win over what the ControlNet records.
 
         Raises:
+            OSError: if a ControlNet that is given by its name cannot be loaded.
+            TypeError: if a recorded field is unknown.
             ValueError: if `conditioning` lacks a part of what the ControlNet records, does not begin with as many
-                channels as a stock one reads, or is `"latents"` where a stock one reads neither these nor a picture.
+                channels as a stock one reads, or is `"latents"` where a stock one reads neither these nor a picture;
+                or if a recorded value is one that the class refuses.
         """
         _check_recorded(recorded)
         if not isinstance(controlnet, ControlNetModel):
@@ -343,8 +359,9 @@ def _check_recorded(recorded: dict) -> None:
         raise TypeError(f"{', '.join(unknown)}: no such config field; choose from {', '.join(OWN_ARGUMENTS)}.")
 
 
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or value < 1:
+def check_count(name: str, value: Any, kind: type = Integral) -> None:
+    """Refuse what is no number of things, or not of this kind, with a `ValueError` that names it."""
+    if not isinstance(value, kind) or value < 1:
         raise ValueError(f"{name} is {value!r}: give a whole number of at least 1.")
 
 

@@ -38,8 +38,8 @@ from ..conditioning import (
     control_picture,
     picture_latents,
 )
-from ..folder_check import check_folder, records_conditioning
-from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel
+from ..folder_check import check_folder, lone_variant, records_conditioning
+from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel, check_count
 from ..pictures import Letterbox, load_picture, pixels_to_decode
 from ..publishing import Published, hub_in_words
 from ..sheets import picture_sheet
@@ -128,7 +128,7 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "BackToFrontPipeline":
-        """Loads a pipeline from a folder or a Hub repository, as `DiffusionPipeline.from_pretrained` does.
+        """Load a pipeline from a folder or a Hub repository, as `DiffusionPipeline.from_pretrained` does.
 
         A ControlNet whose config says what it reads becomes a [`BackshanControlNetModel`]. Two defaults differ from
         the parent's: every component comes in float32 unless `dtype` says otherwise (transformers would keep the type
@@ -136,14 +136,18 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
 
         Raises:
             OSError: if a folder or a repository is no pipeline, lacks a file, has a damaged one, or has weights only
-                as pickles; as [`~backshan_diffusers.hub.HubError`] if there is no such repository, or no way to it.
+                as pickles, or a folder only in a variant that is not asked for; as
+                [`~backshan_diffusers.hub.HubError`] if there is no such repository, or no way to it.
         """
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
-        if os.path.isdir(pretrained_model_name_or_path):
-            check_folder(Path(pretrained_model_name_or_path), set(kwargs), kwargs["use_safetensors"])
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            check_folder(folder, set(kwargs), kwargs["use_safetensors"])
+            if kwargs.get("variant") is None and (variant := lone_variant(folder, set(kwargs))):
+                raise OSError(f"{folder} holds its weights only in the variant {variant}: give variant={variant!r}.")
         return super().from_pretrained(os.fspath(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
@@ -203,7 +207,7 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         return_dict: bool = True,
         **kwargs,
     ) -> BackToFrontPipelineOutput | tuple:
-        """Generates fronts from backs.
+        """Generate fronts from backs.
 
         Args:
             back_image (`str`, `os.PathLike`, `PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor`, or a list of them):
@@ -246,9 +250,9 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
             TypeError: if an argument is unknown.
         """
         self._check_arguments(kwargs, restore_size, output_type)
-        _check_count("num_images_per_prompt", num_images_per_prompt)
+        check_count("num_images_per_prompt", num_images_per_prompt)
         if num_inference_steps is not None:
-            _check_count("num_inference_steps", num_inference_steps)
+            check_count("num_inference_steps", num_inference_steps)
         if guidance_scale is not None and not math.isfinite(guidance_scale):
             raise ValueError(f"guidance_scale is {guidance_scale!r}: give a finite number, such as 3.0.")
         nets = self._nets()
@@ -404,6 +408,13 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
                     f"this ControlNet takes {net.config.conditioning_channels} channels but {what} has {channels}:"
                     " choose another conditioning."
                 )
+            factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
+            if factor != self.vae_scale_factor:
+                raise ValueError(
+                    f"this ControlNet reads pictures at 1/{factor} of their side and latents have"
+                    f" 1/{self.vae_scale_factor}: make it with conditioning_embedding_out_channels of"
+                    f" {self.vae_scale_factor.bit_length()} numbers."
+                )
             flipped = _recorded(net, "mirror", False) if flipped is None else flipped
             low = _recorded(net, "canny_low_threshold", CANNY_LOW_THRESHOLD)
             high = _recorded(net, "canny_high_threshold", CANNY_HIGH_THRESHOLD)
@@ -421,11 +432,6 @@ def _sums_of_bits(weight: torch.Tensor) -> torch.Tensor:
         # cubes, because values in an arithmetic series would let exchanges cancel; they wrap around at 64 bits
         weighted.append((sums * torch.arange(1, 2 * len(sums), 2, device=sums.device) ** 3).sum())
     return torch.stack(weighted)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} is {value!r}: give a whole number of at least 1.")
 
 
 def _recorded(net: ControlNetModel, name: str, otherwise: Any) -> Any:

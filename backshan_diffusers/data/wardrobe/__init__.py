@@ -29,7 +29,15 @@ HAIR_SIDE = "hair side"
 
 @dataclass(frozen=True)
 class Wardrobe:
-    """Draws pairs of one split at one size (px)."""
+    """Draws pairs of one split at one size.
+
+    Args:
+        split: `train`, `validation` or `test`.
+        size: side of the pictures, a whole number of px from 64 to 1024.
+
+    Raises:
+        ValueError: if the split or the size is none of these.
+    """
 
     split: str
     size: int
