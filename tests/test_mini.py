@@ -52,7 +52,7 @@ def mean(name: str, fronts: list[np.ndarray], rows: list[dict]) -> float:
 
 RECORDS = [("mini", ".", stage) for stage in STAGES]
 RECORDS += [(f"mini-{part}", part, stage) for part in ("finish", "focus") for stage in ("vae", "joint")]
-RECORDS += [("mini-more", "more", "joint")]
+RECORDS += [(f"mini-{part}", part, "joint") for part in ("more", "reframe", "settle")]
 
 
 @pytest.mark.parametrize(("config", "folder", "stage"), RECORDS)
