@@ -622,7 +622,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 def _may_pass(error: BaseException) -> bool:
     """Whether the same may succeed a little later."""
     causes = _causes(error)
-    if _has_cause(error, OfflineModeIsEnabled):
+    if isinstance(error, HubError) or _has_cause(error, OfflineModeIsEnabled):  # the former was judged already
         return False
     return any(isinstance(cause, WITHOUT_ANSWER) or _status(cause) in PASSING for cause in causes)
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import shutil
+import signal
 import struct
 import sys
 import tempfile
@@ -675,6 +676,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--port", type=int, default=0, help="where it listens (default: one that is free)")
     port = parser.parse_args().port
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would not hear Ctrl-C
     with tempfile.TemporaryDirectory() as folder:
         try:
             hub = Hub(Path(folder), port=port)
