@@ -239,9 +239,11 @@ def test_crops_are_those_of_changed_pictures(smooth):
     np.testing.assert_allclose(crops.numpy(), pictures / 127.5 - 1, atol=1e-6)
 
 
-def test_changed_pixels_are_encoded_in_the_step_and_seen_by_both_branches(tmp_path, smooth):
+@pytest.mark.parametrize("names", [("flip", "colour_jitter", "affine"), ("colour_jitter",), ("affine",)])
+def test_changed_pixels_are_encoded_in_the_step_and_seen_by_both_branches(tmp_path, smooth, names):
     pipeline, sampler = tiny_pipeline(), StepSampler(0, "joint")
-    run = TrainingRun(config(tmp_path, prompt_dropout=0.0, condition_dropout=0.0, **EVERYTHING))
+    changes = {name: EVERYTHING[name] for name in names}
+    run = TrainingRun(config(tmp_path, prompt_dropout=0.0, condition_dropout=0.0, **changes))
     batch = run._joint_stage(run.config, pipeline, smooth)[1](2, sampler)
     taken = StepPairs(smooth, sampler.indices(2, 4, RandomOrder(8)), run.config.augmentation(), sampler, 2)
     torch.testing.assert_close(batch["latents"], encode(taken.fronts(), pipeline.vae))

@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -255,12 +256,15 @@ def test_the_sheet_shows_each_back_beside_its_fronts(run, backs):
     assert np.array_equal(pixels("fronts/sheet.png"), np.asarray(expected))
 
 
-def test_a_name_of_two_lines_is_one_caption(run, drawn_backs):
-    drawn_backs[0].save("two\nlines.png")
-    assert run("two\nlines.png", "-o", "fronts", "--sheet")[0] == 0
-    row = [PIL.Image.open(path).convert("RGB") for path in ("two\nlines.png", "fronts/two\nlines_front.png")]
+@pytest.mark.parametrize(
+    ("stem", "caption"), [("two\nlines", "two\\nlines.png"), (os.fsdecode(b"caf\xe9"), "caf\\udce9.png")]
+)
+def test_a_name_that_is_no_line_of_text_is_one_caption(run, drawn_backs, stem, caption):
+    drawn_backs[0].save(f"{stem}.png")
+    assert run(f"{stem}.png", "-o", "fronts", "--sheet")[0] == 0
+    row = [PIL.Image.open(path).convert("RGB") for path in (f"{stem}.png", f"fronts/{stem}_front.png")]
     row = [PIL.ImageOps.contain(picture, (256, 256)) for picture in row]
-    expected = picture_sheet([row], ["back", "generated"], captions=["two\\nlines.png"])
+    expected = picture_sheet([row], ["back", "generated"], captions=[caption])
     assert np.array_equal(pixels("fronts/sheet.png"), np.asarray(expected))
 
 
@@ -276,8 +280,9 @@ def test_one_front_to_one_file(run, backs):
 
 
 def test_a_folder_may_look_like_a_file(run, backs):
-    Path("odd.png").mkdir()
-    for out in ("odd.png", "new.png/", "also.jpg/", "dot.png/."):
+    for folder in ("odd.png", ".png"):
+        Path(folder).mkdir()
+    for out in ("odd.png", ".png", "new.png/", "also.jpg/", "dot.png/."):
         assert run(backs / "anna.png", "-o", out)[:2] == (0, f"1 of 1 fronts were written to {Path(out)}\n")
         assert written(Path(out)) == ["anna_front.png"]
 
@@ -1100,4 +1105,9 @@ def test_libraries_are_as_loud_afterwards_as_before(run, backs):
 
 def test_a_pipe_of_a_fronts_name_is_left_alone(tmp_path):
     os.mkfifo(tmp_path / "front.png")
-    assert not outputs.is_ours(tmp_path / "front.png")
+    found = []
+    # one that opens it would wait for ever
+    asking = threading.Thread(target=lambda: found.append(outputs.is_ours(tmp_path / "front.png")), daemon=True)
+    asking.start()
+    asking.join(60)
+    assert found == [False]

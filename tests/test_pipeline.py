@@ -481,6 +481,17 @@ def test_exchanges_that_cancel_each_other_in_a_plain_weighted_sum_are_noticed():
     assert states[0] != states[1]
 
 
+def test_a_prompt_of_an_encoder_whose_values_are_not_its_bits_is_not_kept(pipe):
+    class Quantised(torch.Tensor):  # as other packages make them
+        pass
+
+    with torch.no_grad():
+        assert pipe._text_encoder_state() is not None
+        norm = pipe.text_encoder.final_layer_norm
+        norm.weight = torch.nn.Parameter(norm.weight.detach().as_subclass(Quantised))
+        assert pipe._text_encoder_state() is None
+
+
 def test_embeddings_that_are_given_win_over_a_prompt(pipe):
     given = torch.ones(1, 77, 16)
     with torch.no_grad():

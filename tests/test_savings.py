@@ -141,6 +141,19 @@ def test_a_halved_unet_computes_in_its_own_type_throughout(tmp_path):
     assert seen == {(torch.bfloat16, torch.bfloat16, False)}
 
 
+def test_a_halved_unet_with_adapters_that_learn_is_left_to_autocast(tmp_path):
+    seen = set()
+    with precision("bf16"):
+        trainer = control_trainer(tmp_path, "all", 2)
+        unet = trainer.states["model"].component("unet")
+        assert unet.dtype == torch.bfloat16
+        unet.register_forward_pre_hook(
+            lambda _module, inputs: seen.add((inputs[0].dtype, torch.is_autocast_enabled("cpu")))
+        )
+        trainer.advance()
+    assert seen == {(torch.float32, True)}
+
+
 # --- memory of activations -------------------------------------------------------------------------------------------
 
 

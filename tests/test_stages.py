@@ -270,6 +270,19 @@ def test_the_probe_leaves_out_backs_that_stand_in_for_their_own_outfit_or_for_a_
         assert stage.probe(batch)["pair_accuracy_real_back"] == pytest.approx(accuracy), (one, other)
 
 
+@pytest.mark.parametrize(("same_group_negatives", "accuracy"), [(False, 1.0), (True, 0.5)])
+def test_the_probe_counts_rivals_of_the_same_outfit_as_the_loss_does(same_group_negatives, accuracy):
+    """Of the third and the fifth, which are judged, the third is more like the other front of its own outfit."""
+    stage = control_stage(replace(PRESETS["paper"], same_group_negatives=same_group_negatives))
+    batch = control_batch(6)
+    for name in ("latents", "noise", "timesteps", "prompts"):
+        batch[name] = batch[name][:1].expand_as(batch[name])
+    batch["front_control"] = batch["back_control"].clone()
+    batch["front_control"][3] = batch["back_control"][2]
+    batch["front_control"][2] += 0.01
+    assert stage.probe(batch)["pair_accuracy_real_back"] == pytest.approx(accuracy)
+
+
 def test_the_probe_names_the_view_and_gives_backs_to_the_next_item():
     stage, batch = control_stage(PRESETS["paper"]), control_batch(6)
     for name in ("latents", "noise", "timesteps", "prompts"):
