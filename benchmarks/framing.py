@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
-from mini_quality import GENERATED, MIRRORED, cell, difference_cell
-from report import Parser, Table, open_pipeline, output_file, positive, publish
+from mini_quality import GENERATED, MIRRORED, beside_mirrored, beside_mirrored_columns, identity
+from report import Parser, Table, open_pipeline, output_file, parser_of_fronts, publish
 
-from backshan_diffusers import MINI
 from backshan_diffusers.data.wardrobe import Wardrobe
-from backshan_diffusers.evaluation import METRICS, GeneratedFront, MirroredBack, measure, summarise
+from backshan_diffusers.evaluation import GeneratedFront, MirroredBack, measure, summarise
 from backshan_diffusers.pictures import save_picture
 from backshan_diffusers.sheets import picture_sheet
 
@@ -74,17 +73,7 @@ class Reframed(Wardrobe):
 
 def parse(arguments: Sequence[str]) -> tuple[Parser, argparse.Namespace]:
     """The parser, for later refusals, and the options."""
-    parser = Parser(prog="framing.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default=MINI, help="folder or Hub id of a pipeline (default: the embedded one)")
-    parser.add_argument("--count", type=positive, default=200, help="pairs of each framing (default: %(default)s)")
-    parser.add_argument(
-        "--split", choices=("validation", "test"), default="test", help="their split (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batch-size", type=positive, default=16, help="fronts generated at once (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise and the bootstrap (default: %(default)s)")
-    parser.add_argument("--json", type=output_file, help="write the results here")
+    parser = parser_of_fronts("framing.py", __doc__.partition("\n")[0], count=200)
     parser.add_argument("--sheet", type=output_file, help=f"write a PNG of {SHOWN} people in each framing here")
     return parser, parser.parse_args(arguments)
 
@@ -92,8 +81,6 @@ def parse(arguments: Sequence[str]) -> tuple[Parser, argparse.Namespace]:
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, write what was asked for."""
     parser, options = parse(arguments)
-    if options.count < 2:
-        parser.error("--count must be at least 2, because an interval needs items of two groups.")
     pipeline = open_pipeline(parser, options.model)
     size = pipeline.controlnet.config.image_size
 
@@ -113,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
         titles = ["back", "generated", "true front"] * min(SHOWN, options.count)
         save_picture(picture_sheet(shown, titles=titles, captions=list(FRAMINGS)), options.sheet)
     results = {
-        "model": "mini" if options.model == MINI else options.model,
+        **identity(options.model),
         "size_px": size,
         "steps": pipeline.controlnet.config.default_num_inference_steps,
         **{name: getattr(options, name) for name in ("split", "count", "batch_size")},
@@ -124,17 +111,12 @@ def main(arguments: Sequence[str]) -> None:
 
 def table(results: dict) -> Table:
     """What is printed and goes into the docs."""
-    columns = [text for key in KEYS for text in (f"{METRICS[key].label} ↓, generated", "minus mirrored back")]
-    rows = []
-    for name, of in results["framings"].items():
-        ours, difference = of["systems"][GENERATED], of["differences"][MIRRORED]
-        cells = [text for key in KEYS for text in (cell(key, ours[key]), difference_cell(key, difference[key], False))]
-        rows.append([name, *cells])
     title = (
         f"{results['count']} {results['split']} people in each framing, {results['size_px']} px,"
         f" {results['steps']} steps: mean [95 % interval]"
     )
-    return Table("framings", title, ["person", *columns], rows)
+    rows = [[name, *beside_mirrored(of, KEYS)] for name, of in results["framings"].items()]
+    return Table("framings", title, ["person", *beside_mirrored_columns(KEYS)], rows)
 
 
 if __name__ == "__main__":

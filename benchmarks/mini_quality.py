@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from report import ROOT, Parser, Table, cores, open_pipeline, output_file, positive, publish
+from report import ROOT, Parser, Table, cores, open_pipeline, output_file, parser_of_fronts, positive, publish
 
 from backshan_diffusers import MINI
 from backshan_diffusers.data import load_pairs
@@ -55,24 +55,14 @@ SUBSETS: dict[str, Callable[[dict], bool]] = {
 
 def parse(arguments: Sequence[str]) -> tuple[Parser, argparse.Namespace]:
     """The parser, for later refusals, and the options."""
-    parser = Parser(prog="mini_quality.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default=MINI, help="folder or Hub id of a pipeline (default: the embedded one)")
-    parser.add_argument("--count", type=positive, default=500, help="pairs to measure on (default: %(default)s)")
-    parser.add_argument(
-        "--split", choices=("validation", "test"), default="test", help="their split (default: %(default)s)"
-    )
+    parser = parser_of_fronts("mini_quality.py", __doc__.partition("\n")[0], count=500)
     parser.add_argument(
         "--train-count",
         type=positive,
         default=load_config(RECIPE, output_dir="unused").train_pairs,
         help="training pairs that the nearest is sought among (default: %(default)s, all that mini was trained on)",
     )
-    parser.add_argument(
-        "--batch-size", type=positive, default=16, help="fronts generated at once (default: %(default)s)"
-    )
     parser.add_argument("--steps", type=positive, help="denoising steps (default: what the model records)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise and the bootstrap (default: %(default)s)")
-    parser.add_argument("--json", type=output_file, help="write the results here")
     parser.add_argument("--items", type=output_file, help="write every item's values here, one line of JSON each")
     parser.add_argument("--sheet", type=output_file, help=f"write a PNG of {SHEET_ITEMS} evenly spaced results here")
     return parser, parser.parse_args(arguments)
@@ -81,8 +71,6 @@ def parse(arguments: Sequence[str]) -> tuple[Parser, argparse.Namespace]:
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, write what was asked for."""
     parser, options = parse(arguments)
-    if options.count < 2:
-        parser.error("--count must be at least 2, because an interval needs items of two groups.")
     pipeline = open_pipeline(parser, options.model)
     try:
         size = pipeline.controlnet.config.image_size
@@ -110,8 +98,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.sheet:
         save_picture(sheet(triples), options.sheet)
     results = {
-        "model": "mini" if options.model == MINI else Path(options.model).name,
-        "weights_sha256": fingerprint(options.model),
+        **identity(options.model),
         "size_px": size,
         "steps": options.steps or pipeline.controlnet.config.default_num_inference_steps,
         "guidance_scale": pipeline.controlnet.config.default_guidance_scale,
@@ -163,13 +150,15 @@ def tables(results: dict) -> list[Table]:
     ]
     if results["subsets"]:
         keys = ("person_l1", "garment_colour_difference")
-        columns = [text for key in keys for text in (f"{METRICS[key].label}, generated", "minus mirrored back")]
         made.append(
             Table(
                 "subsets",
                 "by what is worn: generated, and generated minus mirrored back [95 % interval]",
-                ["subset", "items", *columns],
-                [[name, *subset_cells(of, keys)] for name, of in results["subsets"].items()],
+                ["subset", "items", *beside_mirrored_columns(keys)],
+                [
+                    [name, str(of["systems"][GENERATED][keys[0]]["items"]), *beside_mirrored(of, keys)]
+                    for name, of in results["subsets"].items()
+                ],
             )
         )
     if results["sides"]:
@@ -187,11 +176,15 @@ def tables(results: dict) -> list[Table]:
     return made
 
 
-def subset_cells(of: dict, keys: Sequence[str]) -> list[str]:
-    """Number of items, then for each metric ours and the difference to the mirrored back."""
+def beside_mirrored_columns(keys: Sequence[str]) -> list[str]:
+    """The headings over the cells of [`beside_mirrored`]."""
+    return [text for key in keys for text in (f"{METRICS[key].label}, generated", "minus mirrored back")]
+
+
+def beside_mirrored(of: dict, keys: Sequence[str]) -> list[str]:
+    """For each metric ours, and the difference to the mirrored back."""
     ours, difference = of["systems"][GENERATED], of["differences"][MIRRORED]
-    cells = [text for key in keys for text in (cell(key, ours[key]), difference_cell(key, difference[key], False))]
-    return [str(ours[keys[0]]["items"]), *cells]
+    return [text for key in keys for text in (cell(key, ours[key]), difference_cell(key, difference[key], False))]
 
 
 def cell(key: str, interval: dict, sign: str = "") -> str:
@@ -221,6 +214,11 @@ def sheet(triples: list[list[PIL.Image.Image]]) -> PIL.Image.Image:
     starts = range(0, len(triples), items_across)
     rows = [list(chain(*triples[start : start + items_across])) for start in starts]
     return picture_sheet(rows, titles=["back", "generated", "true front"] * items_across)
+
+
+def identity(model: str) -> dict[str, str | None]:
+    """Which model was measured: its name, without folders above it, and its weights."""
+    return {"model": "mini" if model == MINI else Path(model).name, "weights_sha256": fingerprint(model)}
 
 
 def fingerprint(model: str) -> str | None:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from backshan_diffusers import MINI
 from backshan_diffusers.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,12 +69,41 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def several(text: str) -> int:
+    """An argument that counts what an interval is taken over: it needs items of two groups."""
+    if positive(text) < 2:
+        raise argparse.ArgumentTypeError("must be at least 2, because an interval needs items of two groups.")
+    return int(text)
+
+
 def output_file(text: str) -> Path:
     """An argument that names a file to write; refused now if it cannot be written after the measurement."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written: name a file in a folder that exists.")
     return path
+
+
+def parser_of_fronts(script: str, description: str, count: int) -> Parser:
+    """The options of every script that measures the fronts that a model makes of `wardrobe` pairs.
+
+    Args:
+        script: its file's name.
+        description: what it measures.
+        count: of pairs by default.
+    """
+    parser = Parser(prog=script, description=description)
+    parser.add_argument("--model", default=MINI, help="folder or Hub id of a pipeline (default: the embedded one)")
+    parser.add_argument("--count", type=several, default=count, help="pairs to measure on (default: %(default)s)")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), default="test", help="their split (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=16, help="fronts generated at once (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise and the bootstrap (default: %(default)s)")
+    parser.add_argument("--json", type=output_file, help="write the results here")
+    return parser
 
 
 def open_pipeline(parser: Parser, model: str):

@@ -174,7 +174,7 @@ def test_framing_end_to_end(model, tmp_path, capsys, monkeypatch):
     with PIL.Image.open(paths["sheet"]) as sheet:
         assert sheet.width == 3 * 64 + 4 * 4
         assert sheet.height > len(framing.FRAMINGS) * 64
-    assert "--count must be at least 2" in refused("framing", capsys, "--model", model, "--count", "1")
+    assert "--count: must be at least 2" in refused("framing", capsys, "--model", model, "--count", "1")
 
 
 def test_a_framing_moves_both_views_and_their_masks():
@@ -244,7 +244,7 @@ def test_unusable_arguments_are_refused_before_anything_is_measured(name, model,
 
 
 def test_unusable_counts_are_refused(model, capsys):
-    assert "--count must be at least 2" in refused("mini_quality", capsys, "--model", model, "--count", "1")
+    assert "--count: must be at least 2" in refused("mini_quality", capsys, "--model", model, "--count", "1")
     assert "count must be" in refused("mini_quality", capsys, "--model", model, "--count", "999999999")
     assert "choose from" in refused("mini_quality", capsys, "--model", model, "--split", "train")
 

@@ -1305,7 +1305,9 @@ def test_pairs_of_ones_own_are_pushed(server, clients, tmp_path, drawn_backs, da
 
 def test_a_hub_to_try_things_with(tmp_path):
     command = [sys.executable, Path(hub_server.__file__), "--port"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of what a shell begins in the background
     started = subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     try:
         variables = dict(each.split("=") for each in started.stdout.readline().split()[1:])
         url, home = variables["HF_ENDPOINT"], Path(variables["HF_HOME"])
