@@ -31,6 +31,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 TOKEN = "hf_" + "t0kenOfTheTestsThatIsNowhereElse"
 """Of the user `me`, who may write everywhere."""
 
+WARNING = "; log in for more"
+"""In each answer, as the Hub has it for people who did not."""
+
 LARGE_SUFFIXES = (".safetensors", ".bin", ".parquet", ".png", ".jpg")
 """What becomes an LFS object, as the real Hub's `.gitattributes` says."""
 
@@ -330,7 +333,7 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(size)}.items():
+        for name, value in {**headers, "Content-Length": str(size), "X-HF-Warning": WARNING}.items():
             self.send_header(name, value)
         self.end_headers()
         if write is not None and self.command != "HEAD":

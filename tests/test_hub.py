@@ -1174,6 +1174,7 @@ def test_the_command_generates_with_a_repository_and_says_so(server, clients, pu
     done = command(clients, "generate", "back.png", "--model", pushed, "-o", "of-hub.png")
     assert done.code == 0
     assert f"backshan: the model is the Hub repository {pushed} at {head[:7]}.\n" in done.err
+    assert "log in for more" not in done.err
     done = command(clients, "generate", "back.png", "--model", tiny_folder, "-o", "of-folder.png")
     assert (done.code, done.err) == (0, "")
     pictures = [np.asarray(PIL.Image.open(clients.folder / name)) for name in ("of-hub.png", "of-folder.png")]
