@@ -102,7 +102,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Rename the folder `new` to `target`; what `target` was is put aside first, and back if that fails."""
+    """Rename the folder `new` to `target`; what `target` was is put aside first, and back if that fails.
+
+    Where `target` is a link, the folder to which it leads is replaced, and the link stays.
+    """
+    target = _linked(target)
     put_back(target)
     old = _put_aside(target)
     shutil.rmtree(old, ignore_errors=True)
@@ -117,7 +121,11 @@ def replace_folder(new: Path, target: Path) -> None:
 
 @contextmanager
 def complete_folder(target: Path) -> Iterator[Path]:
-    """Where to write what becomes the folder `target` at the end of the block; what `target` was stays if it fails."""
+    """Where to write what becomes the folder `target` at the end of the block; what `target` was stays if it fails.
+
+    Where `target` is a link, it is the folder to which it leads.
+    """
+    target = _linked(target)
     pending = target.with_name(f".{target.name}.unfinished")
     put_back(target)
     shutil.rmtree(pending, ignore_errors=True)
@@ -131,8 +139,14 @@ def complete_folder(target: Path) -> Iterator[Path]:
 
 def put_back(target: Path) -> None:
     """Undo what a killed `replace_folder` left behind: where `target` is missing, the folder it was is put back."""
+    target = _linked(target)
     if _put_aside(target).exists() and not target.exists():
         _put_aside(target).rename(target)
+
+
+def _linked(path: Path) -> Path:
+    """The folder that a path names: by its own name, where that is `.` or the name of a link."""
+    return Path(os.path.realpath(path))
 
 
 def _put_aside(target: Path) -> Path:

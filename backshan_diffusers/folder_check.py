@@ -233,6 +233,18 @@ def _check_weights(folder: Path, safetensors_only: bool) -> None:
                 pass
         except SafetensorError as error:
             raise OSError(f"{file} is damaged ({error}): {REMEDY}") from error
+    for index in sorted(folder.glob("*.safetensors.index*.json")):
+        _check_shards(index)
+
+
+def _check_shards(index: Path) -> None:
+    """Refuse a part of the files that an index names; where there is none of them, other files hold the weights."""
+    places = _read(index).get("weight_map")
+    named = {str(name) for name in places.values()} if isinstance(places, dict) else set()
+    missing = {name for name in named if not (index.parent / name).is_file()}
+    if missing != named:
+        for name in sorted(missing):
+            _require(index.parent / name)
 
 
 def _require(file: Path) -> None:

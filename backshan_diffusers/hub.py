@@ -170,7 +170,7 @@ def pull(repo_id: str, revision: str | None = None, token: str | None = None) ->
     """Download a pipeline into the cache of huggingface_hub, or find it there; an interrupted download goes on.
 
     Only configs, safetensors and the card are downloaded, without variants. If the Hub cannot be reached, what was
-    downloaded before will do.
+    downloaded before will do, where that is whole.
 
     Args:
         repo_id: of the repository.
@@ -185,6 +185,7 @@ def pull(repo_id: str, revision: str | None = None, token: str | None = None) ->
     """
     check_repo_id(repo_id)
     api = HfApi(token=token, library_name="backshan_diffusers", library_version=__version__)
+    before = _downloaded_before(repo_id, revision)
 
     def download() -> Path:
         try:
@@ -192,13 +193,29 @@ def pull(repo_id: str, revision: str | None = None, token: str | None = None) ->
             patterns = [glob.escape(name) for name in names]
             return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns))
         except Exception as error:
-            cached = try_to_load_from_cache(repo_id, INDEX, revision=revision)
-            if isinstance(cached, str) and _is_out_of_reach(error):
-                logger.warning("%s cannot be reached: what was downloaded before is used.", repo_id)
-                return Path(cached).parent
+            if before is not None and _has_cause(error, WITHOUT_ANSWER):
+                raise _pull_in_words(error, repo_id, revision) from error  # which is not tried again
             raise
 
-    return _persistently(download, repo_id, revision, _pull_in_words)
+    try:
+        return _persistently(download, repo_id, revision, _pull_in_words)
+    except UnreachableHubError:
+        if before is None:
+            raise
+        logger.warning("%s cannot be reached: what was downloaded before is used.", repo_id)
+        return before
+
+
+def _downloaded_before(repo_id: str, revision: str | None) -> Path | None:
+    """The folder of a pipeline in the cache, if it is whole: one that was interrupted has its index too."""
+    index = try_to_load_from_cache(repo_id, INDEX, revision=revision)
+    if not isinstance(index, str):
+        return None
+    try:
+        check_folder(Path(index).parent, (), safetensors_only=True)
+    except OSError:
+        return None
+    return Path(index).parent
 
 
 def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
@@ -627,10 +644,6 @@ def _may_pass(error: BaseException) -> bool:
     return any(isinstance(cause, WITHOUT_ANSWER) or _status(cause) in PASSING for cause in causes)
 
 
-def _is_out_of_reach(error: BaseException) -> bool:
-    return _may_pass(error) or _has_cause(error, OfflineModeIsEnabled)
-
-
 def _status(error: BaseException) -> int | None:
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
@@ -646,11 +659,13 @@ def _has_cause(error: BaseException, kind: type[BaseException] | tuple[type[Base
 def _pull_in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:
     if _has_cause(error, OfflineModeIsEnabled):
         return UnreachableHubError(
-            f"{repo_id} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or copy the folder here."
+            f"{repo_id} was not downloaded before, or not as a whole, and HF_HUB_OFFLINE is set: unset it, or copy the"
+            " folder here."
         )
     if _has_cause(error, LocalEntryNotFoundError) and not _may_pass(error):
         return UnreachableHubError(
-            f"{repo_id} was not downloaded before, and local_files_only is set: leave it out, or copy the folder here."
+            f"{repo_id} was not downloaded before, or not as a whole, and local_files_only is set: leave it out, or"
+            " copy the folder here."
         )
     if _has_cause(error, RevisionNotFoundError):
         return MissingRevisionError(f"{repo_id} has no revision {revision}: give a branch, a tag or a commit of it.")

@@ -176,6 +176,17 @@ def test_only_what_was_exported_before_is_replaced(exported, tiny_folder, tmp_pa
     assert (tmp_path / "file").read_text() == "" and not list((tmp_path / "theirs").iterdir())
 
 
+def test_the_folder_that_the_command_runs_in_is_not_replaced(exported, tiny_folder, tmp_path, monkeypatch, capsys):
+    ours = shutil.copytree(exported.folder, tmp_path / "ours")
+    (ours / "deeper").mkdir()
+    for here, out in ((ours, "."), (ours / "deeper", "..")):
+        monkeypatch.chdir(here)
+        assert cli.main(["export", str(tiny_folder), "-o", out, "--format", "onnx"]) == 2
+        told = f"backshan: {out} would be replaced while the command runs in it: run it from another folder.\n"
+        assert capsys.readouterr().err.endswith(told)
+    assert Exported(ours).description == exported.description
+
+
 def test_a_file_that_computes_something_else_is_not_kept(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_folder, "TOLERANCE", -1.0)
     pipeline = tiny_pipeline()

@@ -10,7 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backshan_diffusers.files import clear_unfinished, complete_file, complete_folder, replace_folder, write_text
+from backshan_diffusers.files import (
+    clear_unfinished,
+    complete_file,
+    complete_folder,
+    put_back,
+    replace_folder,
+    write_text,
+)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -168,3 +175,20 @@ def test_a_folder_appears_when_it_is_complete_and_leftovers_of_a_killed_process_
     with complete_folder(target) as pending:
         (pending / "other").write_text("new")
     assert content(tmp_path) == {"mini/other": b"new"}
+
+
+def test_a_link_stays_and_its_folder_is_replaced(tmp_path):
+    target = folder_with(tmp_path / "mini", "old")
+    link, dangling = tmp_path / "link", tmp_path / "dangling"
+    link.symlink_to("mini")
+    dangling.symlink_to("later")
+    for place, text in ((link, "new"), (link, "newer"), (dangling, "first")):
+        with complete_folder(place) as pending:
+            folder_with(pending / "in", text)
+    replace_folder(folder_with(tmp_path / "by-itself", "newest"), link)
+    assert link.is_symlink() and dangling.is_symlink()
+    assert content(target) == {"file": b"newest"} and content(tmp_path / "later") == {"in/file": b"first"}
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "later", "link", "mini"]
+    target.rename(tmp_path / ".mini.replaced")  # as a killed process leaves it
+    put_back(link)
+    assert content(link) == {"file": b"newest"}

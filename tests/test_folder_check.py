@@ -110,6 +110,21 @@ def test_missing_weights_are_named(folder, file):
     check_folder(folder, (), False)
 
 
+def test_a_missing_shard_is_named(folder):
+    whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    shards = [whole.with_name(f"diffusion_pytorch_model-0000{number}-of-00003.safetensors") for number in (1, 2, 3)]
+    for shard in shards:
+        shutil.copy(whole, shard)
+    index = {"weight_map": {f"layer.{number}": shard.name for number, shard in enumerate(shards)}}
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    check_folder(folder, (), True)
+    shards[1].unlink()
+    assert refused(folder, f"{shards[1]} is missing", "copy or download")
+    for shard in (shards[0], shards[2]):
+        shard.unlink()
+    check_folder(folder, (), True)  # of an index without a file diffusers speaks itself, if it is the one to be read
+
+
 def test_of_a_controlnet_alone_pickles_are_refused_too(folder):
     check_controlnet(folder / "controlnet")
     weights = folder / "controlnet" / "diffusion_pytorch_model.safetensors"

@@ -849,8 +849,8 @@ except Exception as error:
     offline = run_apart(server, clients.home, warm + cold, HF_HUB_OFFLINE="1").checked().out.splitlines()
     assert offline == [
         folder,
-        "UnreachableHubError org/other was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or copy the"
-        " folder here.",
+        "UnreachableHubError org/other was not downloaded before, or not as a whole, and HF_HUB_OFFLINE is set: unset"
+        " it, or copy the folder here.",
     ]
     assert len(server.requests) == asked
     server.faults += [Fault("GET", "", "drop", 1000), Fault("HEAD", "", "drop", 1000)]
@@ -858,6 +858,48 @@ except Exception as error:
     gone = clients.run(IMPATIENT + found + cold)
     assert gone.checked().out.startswith(f"{folder}\nUnreachableHubError the Hub does not answer as it should (")
     assert "what was downloaded before is used" in gone.err
+
+
+PULL = IMPATIENT + "import sys; print(hub.pull(sys.argv[1]))"
+WEIGHTS = "/cdn/"
+"""Where large files are asked for, once it is known where they lie."""
+
+
+@pytest.mark.parametrize("kind", ["500", "503", "cut"])
+def test_a_download_that_fails_once_is_made_whole(server, clients, pushed, tiny_folder, kind):
+    clients.forget()
+    server.faults.append(Fault("GET", WEIGHTS, kind))
+    done = clients.run(PULL, pushed).checked()
+    assert server.faults[0].times == 0 and "what was downloaded before" not in done.err
+    assert model_of(on_disk(Path(done.out.strip()))) == on_disk(tiny_folder)
+
+
+def test_half_a_download_is_never_used(server, clients, pushed, tiny_folder):
+    clients.forget()
+    server.faults.append(Fault("GET", WEIGHTS, "503", 1000))
+    for _ in range(2):  # the second time, configs lie in the cache
+        done = clients.run(PULL, pushed)
+        assert "UnreachableHubError: the Hub does not answer as it should (" in said(done.err)
+        assert "what was downloaded before" not in done.err
+    server.faults.clear()
+    done = run_apart(server, clients.home, PULL, pushed, HF_HUB_OFFLINE="1")
+    assert f"UnreachableHubError: {pushed} was not downloaded before, or not as a whole, and HF" in said(done.err)
+    folder = Path(clients.run(PULL, pushed).checked().out.strip())
+    assert model_of(on_disk(folder)) == on_disk(tiny_folder)
+
+
+def test_while_a_newer_model_cannot_be_downloaded_the_whole_older_one_is_used(server, clients, model):
+    clients.run(PUSH, model, "org/renewed").checked()
+    older = clients.run(PULL, "org/renewed").checked().out
+    tiny_pipeline(seed=1).save_pretrained(model)
+    clients.run(PUSH, model, "org/renewed").checked()
+    server.faults.append(Fault("GET", WEIGHTS, "503", 1000))
+    done = clients.run(PULL, "org/renewed").checked()
+    assert done.out == older and "what was downloaded before is used" in done.err
+    assert "trying again" in done.err
+    server.faults.clear()
+    newer = Path(clients.run(PULL, "org/renewed").checked().out.strip())
+    assert model_of(on_disk(newer)) == on_disk(model)
 
 
 def test_what_is_missing_is_said(server, clients, pushed, tiny_folder):
@@ -974,7 +1016,7 @@ def test_from_pretrained_says_what_is_missing(clients, pushed, server, tiny_fold
     ]
     names = ["nothing", "tiny", "no-index", "no-config", "nothing", "nothing", "tiny", "tiny", "no-weights"]
     clients.forget()
-    cold = "UnreachableHubError org/{} was not downloaded before, and {}, or copy the folder here."
+    cold = "UnreachableHubError org/{} was not downloaded before, or not as a whole, and {}, or copy the folder here."
     local = cold.format("{}", "local_files_only is set: leave it out")
     said = clients.run(MISSING % "local_files_only=True").checked().out.splitlines()
     assert said == [*map(local.format, names), no_folder]

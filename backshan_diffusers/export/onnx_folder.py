@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,6 +132,8 @@ def export_onnx(pipeline: BackToFrontPipeline, target: Path, origin: dict[str, s
         )
     if target.exists() and not _is_ours(target):
         raise ExportError(f"{target} exists and was not written by {SOFTWARE}: give another name.")
+    if Path.cwd().is_relative_to(os.path.realpath(target)):  # the shell would stay in a folder that is gone
+        raise ExportError(f"{target} would be replaced while the command runs in it: run it from another folder.")
     parts = _parts(pipeline)
     with full_disk_in_words(target.parent), torch.no_grad(), complete_folder(target) as pending:
         described, example, trial = {}, _values(pipeline, parts, 2), _values(pipeline, parts, 3)
