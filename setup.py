@@ -77,6 +77,7 @@ setup(
             "weights/mini/**/*.json",
             "weights/mini/**/*.safetensors",
             "weights/mini/**/*.txt",
+            "weights/mini/*.yaml",
         ]
     },
     install_requires=needed_by(""),

@@ -6,6 +6,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import no_telemetry
+
 __version__ = "0.1.0"
 
 MINI = str(Path(__file__).parent / "weights" / "mini")

@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from . import MINI
 from .data import DRAWN
+from .folder_check import lone_variant, stored_variant
 from .repo_ids import may_be_repo_id
 
 PACKAGE = Path(__file__).parent
@@ -37,6 +39,11 @@ PLACES_OR_REPOS = ("source_path", "base_model", "controlnet")
 UNTOLD = "(a folder)"
 
 
+def is_embedded(folder: Path) -> bool:
+    """Whether it is the folder of the embedded model, whose weights are a part of this package."""
+    return os.path.samefile(folder, MINI)
+
+
 def beside(folder: Path, name: str) -> Path | None:
     """A file of a model's folder, or of the stage that wrote it as its `pipeline`; `None` if there is none."""
     places = [folder, folder.parent] if folder.name == "pipeline" else [folder]
@@ -57,10 +64,15 @@ def model_card(folder: Path, repo_id: str, license: str | None = None) -> str:
     """
     is_pipeline = (folder / "model_index.json").is_file()
     config = json.loads((folder / ("controlnet/config.json" if is_pipeline else "config.json")).read_text("utf-8"))
-    record, evaluation = _record(folder), _evaluation(folder)
+    record, evaluation = record_of(folder), _evaluation(folder)
     base, name = _repo_or_none(record.get("base_model")), repo_id.rpartition("/")[2]
-    ways = _ways_of_a_pipeline(repo_id, config) if is_pipeline else _ways_of_a_controlnet(repo_id, config, base)
-    licence = license or ("apache-2.0" if _from_nothing(record) else "other")
+    variant = (lone_variant if is_pipeline else stored_variant)(folder)
+    ways = (
+        _ways_of_a_pipeline(repo_id, config, variant)
+        if is_pipeline
+        else _ways_of_a_controlnet(repo_id, config, base, variant)
+    )
+    licence = license or ("apache-2.0" if is_embedded(folder) or _from_nothing(record) else "other")
     data = ModelCardData(
         license=licence,
         library_name="diffusers",
@@ -75,6 +87,7 @@ def model_card(folder: Path, repo_id: str, license: str | None = None) -> str:
         data,
         template_path=str(PACKAGE / "model_card.md"),
         mark=MARK,
+        name=name,
         what="pipeline" if is_pipeline else "ControlNet",
         conditioning=config["conditioning"],
         mirror=config["mirror"],
@@ -133,8 +146,12 @@ def is_ours(card: str) -> bool:
     return MARK in card
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    """What the model was trained with, without the places where its files lay."""
+def record_of(folder: Path) -> dict[str, Any]:
+    """What the model of a folder was trained with, without the places where its files lay; empty if it is not known.
+
+    Raises:
+        ValueError: if the record cannot be read.
+    """
     file = beside(folder, RECORD)
     if file is None:
         return {}
@@ -227,22 +244,25 @@ def _licence(licence: str, is_guess: bool, base: str | None) -> str:
     )
 
 
-def _ways_of_a_pipeline(repo_id: str, config: Mapping[str, Any]) -> str:
-    ours = f"""
+def _ways_of_a_pipeline(repo_id: str, config: Mapping[str, Any], variant: str | None) -> str:
+    asked = _asked(variant)
+    ours = f"""{_imported(asked)}
 from backshan_diffusers import BackToFrontPipeline
 
-pipe = BackToFrontPipeline.from_pretrained("{repo_id}")
+pipe = BackToFrontPipeline.from_pretrained("{repo_id}"{asked})
 front = pipe("back.png").images[0]
 """
-    carried = f"""
+    carried = f"""{_imported(asked)}
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{repo_id}", custom_pipeline="{repo_id}", trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained(
+    "{repo_id}", custom_pipeline="{repo_id}", trust_remote_code=True{asked}
+)
 front = pipe("back.png").images[0]
 """
     stock = f"""{_control(config, "StableDiffusionControlNetPipeline")}
 
-pipe = StableDiffusionControlNetPipeline.from_pretrained("{repo_id}")
+pipe = StableDiffusionControlNetPipeline.from_pretrained("{repo_id}"{asked})
 {_encoding(config)}front = pipe("{config["default_prompt"]}", image=control, {_settings(config)}).images[0]
 """
     return "\n\n".join(
@@ -252,35 +272,46 @@ pipe = StableDiffusionControlNetPipeline.from_pretrained("{repo_id}")
             f" opencv-python-headless too:\n\n```python{carried}```",
             f"With diffusers alone and a control picture made by hand:\n\n```python\n{stock}```",
             "Its ControlNet with another base model of the same shape, here with its own:\n\n"
-            f"```python{_combined(repo_id, repo_id, 'controlnet')}```",
+            f"```python{_combined(repo_id, repo_id, 'controlnet', asked, asked)}```",
         ]
     )
 
 
-def _ways_of_a_controlnet(repo_id: str, config: Mapping[str, Any], base: str | None) -> str:
+def _ways_of_a_controlnet(repo_id: str, config: Mapping[str, Any], base: str | None, variant: str | None) -> str:
     if base is None:
         base = USUAL_BASE if config["cross_attention_dim"] == WIDTH_OF_ITS_PROMPTS else "OWNER/ITS-BASE-MODEL"
+    asked = _asked(variant)
     stock = f"""{_control(config, "ControlNetModel, StableDiffusionControlNetPipeline")}
 
-controlnet = ControlNetModel.from_pretrained("{repo_id}")
+controlnet = ControlNetModel.from_pretrained("{repo_id}"{asked})
 pipe = StableDiffusionControlNetPipeline.from_pretrained("{base}", controlnet=controlnet)
 {_encoding(config)}front = pipe("{config["default_prompt"]}", image=control, {_settings(config)}).images[0]
 """
     return "\n\n".join(
         [
-            f"With `backshan_diffusers` and a base model:\n\n```python{_combined(repo_id, base, None)}```",
+            f"With `backshan_diffusers` and a base model:\n\n```python{_combined(repo_id, base, None, asked, '')}```",
             f"With diffusers alone and a control picture made by hand:\n\n```python\n{stock}```",
         ]
     )
 
 
-def _combined(repo_id: str, base: str, subfolder: str | None) -> str:
+def _asked(variant: str | None) -> str:
+    """What `from_pretrained` has to be told where there are no weights in the plain form."""
+    # in one type: transformers opens weights in that of their file, diffusers in float32
+    return "" if variant is None else f', variant="{variant}", dtype=torch.float32'
+
+
+def _imported(asked: str) -> str:
+    return "\nimport torch" if asked else ""
+
+
+def _combined(repo_id: str, base: str, subfolder: str | None, asked: str, asked_of_base: str) -> str:
     where = f'"{repo_id}", subfolder="{subfolder}"' if subfolder else f'"{repo_id}"'
-    return f"""
+    return f"""{_imported(asked)}
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
 
-controlnet = BackshanControlNetModel.from_pretrained({where})
-pipe = BackToFrontPipeline.from_pretrained("{base}", controlnet=controlnet)
+controlnet = BackshanControlNetModel.from_pretrained({where}{asked})
+pipe = BackToFrontPipeline.from_pretrained("{base}", controlnet=controlnet{asked_of_base})
 front = pipe("back.png").images[0]
 """
 

@@ -11,11 +11,9 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
-from . import (
-    __version__,
-    no_telemetry,  # noqa: F401
-)
+from . import __version__
 from .commands.exits import DONE, SOME_FAILED, UNUSABLE, UnusableArgumentError, exit_code
 from .commands.export import add_export
 from .commands.generate import add_generate
@@ -79,6 +77,14 @@ class _Parser(argparse.ArgumentParser):
         """One sentence in place of argparse's usage block."""
         report(shortened(f"{message.rstrip('.')}: see {self.prog} --help."))
         sys.exit(UNUSABLE)
+
+    def _print_message(self, message: str, file: TextIO | None = None):
+        """The parent's, which would take a stream that cannot be written for one that was."""
+        if message and file is not None:
+            try:
+                file.write(message)
+            except OSError:
+                sys.exit(SOME_FAILED)
 
     def exit(self, status: int = DONE, message: str | None = None):
         """After `--help` and `--version`: fails where they could not be written, as when the disk is full."""

@@ -51,6 +51,7 @@ from huggingface_hub.utils import (
 
 from . import MINI, __version__, cards
 from .data import load_pairs
+from .data.pairs import SPLITS
 from .data.tables import masks_of, write_tables
 from .files import full_disk_in_words
 from .folder_check import (
@@ -99,6 +100,9 @@ WEIGHTS = re.compile(
     r"|[\w-]+\.(?:safetensors|bin)\.index(?:\.(?P<of_index>\w+))?\.json"
 )
 """Name of a file of weights or of their index, in which `variant` (as `fp16`) may stand in three places."""
+
+TABLE = re.compile(rf"data/(?:{'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
+"""Name of a file of pairs, as [`push_pairs`] writes them."""
 
 OF_HUB = (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled, httpx2.TransportError)
 """What is raised where a repository, or a way to it, is missing."""
@@ -169,8 +173,8 @@ def find_model(name: str) -> Model:
 def pull(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
     """Download a pipeline into the cache of huggingface_hub, or find it there; an interrupted download goes on.
 
-    Only configs, safetensors and the card are downloaded, without variants. If the Hub cannot be reached, what was
-    downloaded before will do, where that is whole.
+    Only configs, safetensors and the card are downloaded, and a variant only of what there is in no other form. If the
+    Hub cannot be reached, what was downloaded before will do, where that is whole.
 
     Args:
         repo_id: of the repository.
@@ -242,7 +246,10 @@ def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
                 f"{repo_id} has the weights of {component} only as a pickle, which could run any code: ask its owner"
                 " for safetensors."
             )
-        names += [name for name in safe if variant_of(name) in (None, "")]
+        variants = {variant_of(name) for name in safe} - {None}
+        # in a variant only where there is nothing else
+        wanted = "" if "" in variants else min(variants, default="")
+        names += [name for name in safe if variant_of(name) in (None, wanted)]
     return names
 
 
@@ -288,6 +295,8 @@ def push(
     check_repo_id(repo_id)
     files = _model_files(folder)
     if subfolder is not None:
+        if not re.fullmatch(r"\w[\w.-]*(?:/\w[\w.-]*)*", subfolder):
+            raise HubError(f"{subfolder!r} is no folder of a repository: give a name, as controlnet.")
         files = {f"{subfolder}/{name}": content for name, content in files.items()}
     else:
         files |= _surroundings(folder, repo_id, license)
@@ -442,6 +451,8 @@ def push_pairs(
 ) -> CommitInfo:
     """Push pairs that [`load_pairs`] reads as a dataset: parquet files and a card; [`pull_pairs`] reads them back.
 
+    They are all pairs of the repository then: those of an earlier push are removed in the same commit, of each split.
+
     Args:
         repo_id: of the repository, which is made if there is none.
         source: as `load_pairs` takes it.
@@ -458,6 +469,8 @@ def push_pairs(
         ValueError: if there are no such pairs.
     """
     check_repo_id(repo_id)
+    if not splits:
+        raise ValueError("there is no split to push: name some, as in {'train': None}.")
     with tempfile.TemporaryDirectory() as folder:
         counts = {}
         for split, count in splits.items():
@@ -514,7 +527,8 @@ def _push(
         wanted = dict(files)
         if CARD in present and CARD in wanted and not _card_is_ours(api, made.repo_id, kind, head.sha):
             del wanted[CARD]
-        operations = [CommitOperationDelete(name) for name in replaced_weights(present, list(wanted))]
+        replaced = replaced_weights if kind == "model" else replaced_tables
+        operations = [CommitOperationDelete(name) for name in replaced(present, list(wanted))]
         operations += [CommitOperationAdd(name, content) for name, content in wanted.items()]
         return api.create_commit(
             made.repo_id,
@@ -567,6 +581,11 @@ def replaced_weights(present: list[str], pushed: list[str]) -> list[str]:
         and variant_of(name) is not None
         and (name in adapters or (PurePosixPath(name).parent, variant_of(name)) in places)
     ]
+
+
+def replaced_tables(present: list[str], pushed: list[str]) -> list[str]:
+    """Tables of earlier pairs, of any split: what is pushed are all pairs of the repository, as its card says."""
+    return [name for name in present if TABLE.fullmatch(name) and name not in pushed]
 
 
 def variant_of(name: str) -> str | None:

@@ -42,7 +42,8 @@ def hub_in_words(name: str | os.PathLike, revision: str | None, folder: Path | N
 class Published:
     """Stands before a class of diffusers: what that class would upload as it is goes through `backshan_diffusers.hub`.
 
-    The repository then gets the card of this package, and of a pipeline the code to load it without the package.
+    The repository then gets the card of this package, and of a pipeline the code to load it without the package. Where
+    the package is not installed, it is uploaded as it is.
     """
 
     def _upload_folder(
@@ -55,6 +56,15 @@ class Published:
         subfolder: str | None = None,
     ) -> str:
         """Called by diffusers when the object is saved in `working_dir`; returns the commit's address."""
+        if importlib.util.find_spec(PACKAGE) is None:
+            return super()._upload_folder(
+                working_dir,
+                repo_id,
+                token=token,
+                commit_message=commit_message,
+                create_pr=create_pr,
+                subfolder=subfolder,
+            )
         return importlib.import_module(HUB).push(
             working_dir, repo_id, token=token, message=commit_message, create_pr=create_pr, subfolder=subfolder
         )

@@ -1,7 +1,8 @@
-"""Fills the result tables of README.md and docs/*.md from benchmarks/results/*.json.
+"""Fills the result tables of README.md, docs/*.md and mini's card from benchmarks/results/*.json.
 
 A block between `<!-- results:NAME -->` and `<!-- /results -->` gets all tables of benchmarks/results/NAME.json, one
-between `<!-- results:NAME:TABLE -->` and `<!-- /results -->` that table alone. Other text is left as it is.
+between `<!-- results:NAME:TABLE -->` and `<!-- /results -->` that table alone. Other text is left as it is. What the
+card of the embedded model shows lies beside its weights, in evaluation.json.
 """
 
 import json
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from report import ROOT, Parser, Table
 
+from backshan_diffusers import MINI
+from backshan_diffusers.cards import EVALUATION
 from backshan_diffusers.files import write_text
 
 BLOCK = re.compile(
@@ -30,7 +33,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file would change")
     options = parser.parse_args(arguments)
     files = options.files or [
-        path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()
+        *(path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()),
+        Path(MINI) / EVALUATION,
     ]
     stale = False
     for file in files:
@@ -38,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
             parser.error(f"{file} is not a file: name Markdown files.")
         before = file.read_text(encoding="utf-8")
         try:
-            after = filled(before, options.results)
+            after = evaluation(options.results) if file.name == EVALUATION else filled(before, options.results)
         except (OSError, ValueError) as error:
             parser.error(f"{file}: {error}")
         if after != before:
@@ -55,6 +59,15 @@ def filled(text: str, results: Path) -> str:
     return BLOCK.sub(
         lambda block: f"{block['begin']}{body(block['name'], block['table'], results)}{block['end']}", text
     )
+
+
+def evaluation(results: Path) -> str:
+    """What the card of the embedded model shows of its comparison with the baselines."""
+    report = json.loads((results / "mini_quality.json").read_text(encoding="utf-8"))
+    told = {name: report["results"][name] for name in ("size_px", "split", "count", "steps", "train_count")}
+    told["systems"] = {"generated": report["results"]["systems"]["generated"]}
+    kept = {name: report[name] for name in ("command", "commit", "date", "seed")}
+    return json.dumps(kept | {"results": told, "tables": report["tables"][:1]}, indent=2) + "\n"
 
 
 def body(name: str, table: str | None, results: Path) -> str:

@@ -4,9 +4,6 @@ Any field of the config may follow as `--field value`, and wins over the file. A
 `--stages.STAGE.FIELD value`, as `--stages.joint.max_steps 5`. To resume, run the same command again.
 """
 
-import backshan_diffusers.no_telemetry  # noqa: F401
-
-# isort: split
 import logging
 import sys
 from collections.abc import Iterator, Sequence

@@ -21,7 +21,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, LCMScheduler, PNDMScheduler
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -832,8 +832,10 @@ def test_a_device_without_enough_memory_ends_the_run(run, backs, monkeypatch):
     monkeypatch.setattr(AutoencoderKL, "decode", decode)
     code, out, err = run(backs)
     assert (code, out) == (1, "")
-    assert err == "backshan: the device ran out of memory after 1 of 3 fronts: give a smaller --batch-size.\n"
+    told = "backshan: the device ran out of memory after 1 of 3 fronts: give "
+    assert err == f"{told}another --device or --model.\n"
     assert written() == ["anna_front.png"]
+    assert run(backs, "--batch-size", "2")[2] == f"{told.replace('1 of', '0 of')}a smaller --batch-size.\n"
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(run, backs, monkeypatch):
@@ -853,6 +855,34 @@ def test_fronts_that_are_not_finite_are_not_written(run, backs):
         " written: give a smaller --guidance.\n"
     )
     assert written() == []
+    err = run(backs / "anna.png", "--guidance", "1e30", "--dtype", "bfloat16")[2]
+    assert err.endswith(" written: give a smaller --guidance, or --dtype float32.\n")
+
+
+def test_damaged_weights_are_not_mended_by_other_options(run, backs, tiny_folder):
+    weights = Path(shutil.copytree(tiny_folder, "model")) / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_in.weight"].fill_(torch.nan)
+    save_file(tensors, weights, {"format": "pt"})
+    code, _, err = run(backs / "anna.png", "--guidance", "1", model="model")
+    assert code == 1
+    assert err.endswith(" written: the model's weights may be damaged, so give another one.\n")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "told"),
+    [
+        (LCMScheduler, 51, "LCMScheduler, cannot take 51 steps (The combination of"),
+        (PNDMScheduler, 2, "PNDMScheduler, cannot take 2 steps ("),
+        (FlowMatchEulerDiscreteScheduler, 2, "FlowMatchEulerDiscreteScheduler, is none of Stable Diffusion: give"),
+    ],
+)
+def test_steps_that_the_scheduler_refuses(run, backs, tiny_folder, scheduler, steps, told):
+    pipe = BackToFrontPipeline.from_pretrained(tiny_folder)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    pipe.save_pretrained("model")
+    assert refused(run(backs, "--steps", steps, model="model"), told)
+    assert not os.path.exists("fronts")
 
 
 def test_a_model_in_the_current_folder_is_recorded_by_that_folders_name(run, drawn_backs, tiny_folder, monkeypatch):
@@ -998,10 +1028,12 @@ def test_a_summary_that_stdout_cannot_take_goes_to_stderr(backs, tiny_folder, tm
     assert stderr == f"backshan: 3 of 3 fronts were written to {tmp_path / 'fronts'}.\n"
 
 
+@pytest.mark.parametrize("asked", [("generate", "--help"), ("--version",)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("where", ["/dev/full", "a closed pipe"])
-def test_help_that_cannot_be_written_is_no_success(where):
+def test_help_that_cannot_be_written_is_no_success(where, unbuffered, asked):
     with closed_pipe() if where == "a closed pipe" else open(where, "w") as stdout:
-        process = command("generate", "--help", stdout=stdout)
+        process = command(*asked, stdout=stdout, PYTHONUNBUFFERED=unbuffered)
         _, stderr = process.communicate(timeout=200)
     assert (process.returncode, stderr) == (1, "")
 

@@ -72,8 +72,9 @@ def test_an_unknown_conditioning_is_refused():
     "recorded",
     [
         *({"image_size": value} for value in (0, "x", 64.0, 60)),
-        *({name: value} for name in ("canny_low_threshold", "canny_high_threshold") for value in ("x", -1)),
-        *({"default_num_inference_steps": value} for value in (0, "x", 2.5, np.int64(2))),
+        *({"mirror": value} for value in ("no", None, 1)),
+        *({name: value} for name in ("canny_low_threshold", "canny_high_threshold") for value in ("x", -1, True)),
+        *({"default_num_inference_steps": value} for value in (0, "x", 2.5, np.int64(2), True)),
         {"image_size": np.int64(64)},
         *({"default_guidance_scale": value} for value in (None, "x", -1, float("nan"), float("inf"))),
         *({"default_prompt": value} for value in (None, 3)),
@@ -430,3 +431,16 @@ def test_attention_processors_and_adapters_work():
     assert not torch.equal(before, model(**inputs()).mid_block_res_sample)
     model.disable_adapters()
     torch.testing.assert_close(before, model(**inputs()).mid_block_res_sample)
+
+
+def test_features_that_an_output_does_not_hold_are_refused():
+    model = tiny_controlnet()
+    model = BackshanControlNetModel.from_controlnet(model)
+    output = model(**inputs())
+    with pytest.raises(ValueError, match="features is 'first': choose one of all, mid, last_down.$"):
+        model.control_features(output, "first")
+    for lacking in (output, tiny_controlnet()(**inputs())):
+        with pytest.raises(ValueError, match="holds no hidden states: call the model with hidden_states_of.$"):
+            model.control_features(lacking, before_zero_convolutions=True)
+    with pytest.raises(ValueError, match="a tuple holds no hidden states"):
+        model(**inputs(), return_dict=False, hidden_states_of=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY
@@ -75,6 +76,12 @@ def test_no_file_names_a_folder_of_the_run(run, embedded):
     for name, data in content(embedded).items():
         assert run.name.encode() not in data, name
         assert b"_name_or_path" not in data, name
+
+
+def test_its_config_lies_beside_it_without_the_places_of_the_run(run, embedded):
+    told = yaml.safe_load((embedded / "training_config.yaml").read_text())
+    trained = yaml.safe_load((run / "joint" / "training_config.yaml").read_text())
+    assert told == {name: value for name, value in trained.items() if name not in ("output_dir", "cache_dir")}
 
 
 def test_the_size_is_that_of_the_folder(run, tmp_path):

@@ -20,14 +20,14 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from hub_clients import WITHOUT_PACKAGE, Clients, environment, run_apart
+from hub_clients import ROOT, WITHOUT_PACKAGE, Clients, environment, run_apart
 from hub_server import TOKEN, Fault, Hub
 from huggingface_hub import DatasetCard, ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
 
-from backshan_diffusers import BackToFrontPipeline, cards, hub, remote_code
+from backshan_diffusers import MINI, BackToFrontPipeline, cards, hub, remote_code
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.pictures import save_picture
 from backshan_diffusers.training.lora import add_lora, save_lora
@@ -638,6 +638,12 @@ def test_names_that_no_repository_has(name, tiny_folder):
             call()
 
 
+@pytest.mark.parametrize("name", ["", "../up", "/abs", "a/../b", "a//b", "a/", ".hidden", "a\\b"])
+def test_folders_that_no_repository_has(name, tiny_folder):
+    with pytest.raises(hub.HubError, match="is no folder of a repository: give a name, as controlnet."):
+        hub.push(tiny_folder, "org/any", subfolder=name)  # nothing is asked of any Hub
+
+
 # cards
 
 
@@ -674,6 +680,7 @@ def test_a_card_says_what_is_known(server, clients, model):
     data = card.data
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "diffusers", "image-to-image")
     assert (data.base_model, data.model_name) == (None, "known")
+    assert "\n# known\n" in card.text
     assert set(data.tags) == {"backshan-diffusers", "controlnet", "stable-diffusion", "back-to-front"}
     (result,) = data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_split) == ("person_l1", 0.125, "test")
@@ -718,7 +725,19 @@ def test_a_card_where_nothing_is_known(model):
     text = cards.model_card(model, "org/x")
     assert "Not recorded." in text
     assert "Not measured." in text
+    assert "\n# x\n" in text
     assert ModelCard(text).data.license == "other"
+
+
+def test_the_card_of_the_embedded_model():
+    card = ModelCard(cards.model_card(Path(MINI), "org/mine"))
+    assert (card.data.license, card.data.base_model) == ("apache-2.0", None)
+    report = json.loads((ROOT / "benchmarks/results/mini_quality.json").read_text())
+    measured = {name: value["mean"] for name, value in report["results"]["systems"]["generated"].items()}
+    assert {each.metric_type: each.metric_value for each in card.data.eval_results} == measured
+    assert " | ".join(report["tables"][0]["rows"][1]) in card.text
+    assert "of the source `wardrobe`" in card.text and "Those were drawn by code" in card.text
+    assert "runs/" not in card.text
 
 
 # the ways to load
@@ -768,6 +787,39 @@ def test_the_ways_on_the_card_of_a_pipeline(server, clients, tmp_path, drawn_bac
     # a picture made by hand does so too
     assert np.abs(made[2] - expected).max() <= (1e-5 if conditioning == "latents" else 0)
     assert server.unknown == []
+
+
+def test_the_ways_where_there_is_a_variant_alone(server, clients, tmp_path, drawn_backs):
+    tiny_pipeline().to(torch.float16).save_pretrained(tmp_path / "model", variant="fp16")
+    pipe = BackToFrontPipeline.from_pretrained(tmp_path / "model", variant="fp16", dtype=torch.float32)
+    clients.run(PUSH, tmp_path / "model", "org/half-alone").checked()
+    card = server.files("org/half-alone")["README.md"].decode()
+    assert all('variant="fp16"' in code for code in blocks(card))
+    expected = pipe(
+        drawn_backs[0], generator=torch.Generator().manual_seed(0), output_type="np", num_inference_steps=3
+    ).images[0]
+    made = fronts(clients, card, tmp_path)
+    assert all(np.array_equal(made[number], expected) for number in (0, 1, 3))
+    assert np.abs(made[2] - expected).max() <= 1e-5
+    clients.forget()
+    pulled = clients.run(PULL, "org/half-alone").checked().out.strip()
+    assert model_of(on_disk(Path(pulled))) == on_disk(tmp_path / "model")
+    pipe.controlnet.half().save_pretrained(tmp_path / "net", variant="fp16")
+    card = cards.model_card(tmp_path / "net", "org/half-net")
+    assert all('("org/half-net", variant="fp16", dtype=torch.float32)' in code for code in blocks(card))
+
+
+def test_the_carried_code_pushes_as_diffusers_does(server, clients, pushed):
+    code = f"""
+    from diffusers import DiffusionPipeline
+    pipe = DiffusionPipeline.from_pretrained("{pushed}", custom_pipeline="{pushed}", trust_remote_code=True)
+    pipe.push_to_hub("org/carried")
+    """
+    clients.run(WITHOUT_PACKAGE + textwrap.dedent(code)).checked()
+    files = server.files("org/carried")
+    weights = [name for name in files if name.endswith(".safetensors")]
+    assert len(weights) == 4 + ("image_encoder/model.safetensors" in files)
+    assert all(files[name] == server.files(pushed)[name] for name in weights)
 
 
 def test_a_controlnet_alone_with_a_base_by_id(server, clients, tmp_path, drawn_backs):
@@ -1319,6 +1371,30 @@ def test_pairs_are_pushed_and_read_back(server, clients, datasets_cache):
     assert "there is no person behind them" in card.text
     clients.forget()
     clients.run(blocks(card.text)[0] + "\nassert len(pairs) == 10 and pairs[0]['front_face'] is not None").checked()
+
+
+def test_pairs_that_are_pushed_again_replace_those_before(server, clients, datasets_cache):
+    """A folder that holds tables of both would mix them."""
+    code = """
+    from backshan_diffusers.data import tables
+    from backshan_diffusers.hub import pull_pairs, push_pairs
+    for size, splits in ((20e3, {"train": 12, "test": 3}), (1e9, {"train": 2})):
+        tables.TABLE_BYTES = size
+        push_pairs("org/again", "wardrobe", size=64, splits=splits, license="apache-2.0", revision="second")
+    print(pull_pairs("org/again", "second"))
+    """
+    folder = clients.run(textwrap.dedent(code)).checked().out.split()[-1]
+    repo = server.repo("org/again", "datasets")
+    newest, before = repo.history("second")[:2]
+    assert [name for name in newest.files if name.endswith(".parquet")] == ["data/train-00000-of-00001.parquet"]
+    assert len([name for name in before.files if name.endswith(".parquet")]) > 2
+    assert not any(name.endswith(".parquet") for name in repo.history()[0].files)
+    assert len(load_pairs("folder", path=folder, split="train", size=64)) == 2
+
+
+def test_no_split_is_no_push():
+    with pytest.raises(ValueError, match="there is no split to push: name some"):
+        hub.push_pairs("org/none", "wardrobe", size=64, splits={}, license="mit")
 
 
 def test_pairs_of_ones_own_are_pushed(server, clients, tmp_path, drawn_backs, datasets_cache):

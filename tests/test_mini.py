@@ -88,7 +88,7 @@ def test_the_folder_is_small_and_holds_no_pickle():
     files = [path for path in Path(MINI).rglob("*") if path.is_file()]
     assert not any("_name_or_path" in path.read_text() for path in files if path.suffix == ".json")
     assert sum(path.stat().st_size for path in files) <= 40e6
-    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".yaml"}
 
 
 def test_weights_are_stored_in_half_precision_and_open_in_float32(mini):

@@ -229,6 +229,7 @@ def test_presets_are_those_of_the_documentation():
         ("min_snr_gamma", -1.0),
         ("noise_offset", float("nan")),
         ("projection_width", 8),
+        ("projection_width", 1),
     ],
 )
 def test_an_objective_that_makes_no_sense_is_refused(field, value):
@@ -246,6 +247,8 @@ def test_a_batch_of_blanked_backs_teaches_nothing():
 def test_mse_of_half_precision_is_computed_in_float32():
     prediction, target = torch.full((1, 1, 1, 1), 300.0).half(), torch.zeros(1, 1, 1, 1).half()
     assert float(noise_mse(prediction, target)) == 90_000.0  # beyond the largest float16
+    for weights in ({"weights": torch.ones(1, 1, 1, 1)}, {"item_weights": torch.ones(1)}):
+        assert float(noise_mse(prediction, target, **weights)) == 90_000.0
 
 
 def test_zero_features_give_the_loss_of_chance_and_no_gradient():
@@ -328,6 +331,7 @@ def test_what_cannot_be_learned_or_mirrored_is_refused():
     with pytest.raises(ValueError, match="begins at 0.01 or above"):
         Objective(learned_temperature=True, temperature=0.005)
     assert Objective(temperature=0.005).temperature == 0.005
+    assert Objective(learned_temperature=True, temperature=0.01).temperature == 0.01
     with pytest.raises(ValueError, match="mirror_features"):
         Objective(mirror_features=True, pooled=True)
 

@@ -924,13 +924,36 @@ def test_bad_arguments_are_refused_with_one_sentence(pipe):
             refused(ValueError, f"{name} is {value!r}: give a whole number of at least 1", photo(), **{name: value})
         assert len(pipe(photo(), **{name: np.int64(1)}).images) == 1
     refused(ValueError, "num_images_per_prompt is None", photo(), num_images_per_prompt=None)
-    for value in (float("nan"), float("inf")):
-        refused(ValueError, f"guidance_scale is {value}: give a finite number", photo(), guidance_scale=value)
+    for value in (float("nan"), float("inf"), "7"):
+        refused(ValueError, f"guidance_scale is {value!r}: give a finite number", photo(), guidance_scale=value)
+    for value in ("no", 1):
+        refused(ValueError, f"mirror is {value!r}: give True or False", photo(), mirror=value)
+    assert len(pipe(photo(), mirror=np.bool_(True)).images) == 1
+    for value in (3, [seeded(), 3]):
+        refused(TypeError, r"generator is .*3.*: give torch.Generator\(\)", photo(), generator=value)
+    for backs, shape in ((1, (1, 4, 4, 4)), (2, (1, 4, 8, 8)), (1, (1, 3, 8, 8))):
+        told = rf"latents have the shape \({shape[0]}, .*: give \({backs}, 4, 8, 8\), one for each front of 64 px"
+        refused(ValueError, told, [photo()] * backs, latents=torch.zeros(shape))
     for given in ({"height": "a"}, {"width": "a"}, {"height": 64.0}):
         refused(ValueError, "multiple of 8 px", photo(), **given)
     refused(PictureError, "too small", PIL.Image.new("RGB", (1, 1)))
     refused(PictureError, "missing.png is not a file", "missing.png")
     refused(PictureError, "NaN", np.full((32, 32, 3), np.nan))
+
+
+@pytest.mark.parametrize("size", [None, 16, [8, 8], [8, 16]])
+def test_the_side_is_what_the_controlnet_records_or_else_the_unets(pipe, size):
+    pipe.unet.register_to_config(sample_size=size)
+    assert pipe(photo()).images[0].height == pipe.controlnet.config.image_size == 64
+    stock = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 4, 4, 8))
+    stocked = BackToFrontPipeline(**pipe.components | {"controlnet": stock})
+    stocked.set_progress_bar_config(disable=True)
+    if size in (16, [8, 8]):
+        assert stocked(photo(), conditioning="rgb").images[0].height == (128 if size == 16 else 64)
+    else:
+        with pytest.raises(ValueError, match="records one side of its pictures: give height.$"):
+            stocked(photo(), conditioning="rgb")
+    assert stocked(photo(), conditioning="rgb", height=64).images[0].height == 64
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 
 LARGEST_NUMBER = 2**63 - 1
 """Of a seed, and of whatever else is counted."""
@@ -30,7 +31,8 @@ def _whole_number(text: str, least: int) -> int:
 def guidance(text: str) -> float:
     """A weight of the prompt."""
     try:
-        value = float(text)
+        # Python also reads digits of other scripts, and underscores and spaces between them
+        value = float(text) if re.fullmatch(r"[+\w.-]+", text, re.ASCII) and "_" not in text else math.nan
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:

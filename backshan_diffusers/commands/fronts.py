@@ -61,10 +61,8 @@ def write_fronts(pipeline, jobs: list[Job], sheet: Path | None, settings: dict, 
         except (MemoryError, RuntimeError) as error:
             if not _is_lack_of_memory(error):
                 raise
-            report(
-                f"the device ran out of memory after {tally.written} of {len(jobs)} fronts:"
-                " give a smaller --batch-size."
-            )
+            remedy = "a smaller --batch-size" if options.batch_size > 1 else "another --device or --model"
+            report(f"the device ran out of memory after {tally.written} of {len(jobs)} fronts: give {remedy}.")
             return SOME_FAILED
     summary = f"{tally.written} of {len(jobs)} fronts were written to {folder}"
     if not say(summary, sys.stdout):
@@ -86,7 +84,7 @@ def _write_pictures(
             tally.failed.add(job.back)
             report(
                 f"the front of {job.back} with seed {seed} has values that are not finite, so it is not written:"
-                f" give a smaller --guidance{'' if options.dtype == 'float32' else ', or --dtype float32'}."
+                f" {_remedy_of_not_finite(settings, options)}."
             )
         elif _save(front, job.result, metadata | {"seed": seed, "source": as_utf8(job.back.name)}):
             tally.written += 1
@@ -99,8 +97,14 @@ def _write_pictures(
     if rows:
         titles, names = ["back"] + ["generated"] * options.num_images, [on_one_line(back.name) for back in rows]
         picture = picture_sheet(list(rows.values()), titles, captions=names)
-        if not _save(picture, sheet, metadata):
+        if not _save(picture, sheet, metadata | {"seed": options.seed}):
             tally.failed.add(sheet)
+
+
+def _remedy_of_not_finite(settings: dict, options: argparse.Namespace) -> str:
+    remedies = ["a smaller --guidance"] if settings["guidance_scale"] > 1 else []
+    remedies += ["--dtype float32"] if options.dtype != "float32" else []
+    return f"give {', or '.join(remedies)}" if remedies else "the model's weights may be damaged, so give another one"
 
 
 def _is_lack_of_memory(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from typing import TYPE_CHECKING
 
 from ..files import clear_unfinished
@@ -11,7 +12,7 @@ from .exits import DONE, SOME_FAILED, UnusableArgumentError
 from .fronts import write_fronts
 from .inputs import find_backs, without_results
 from .loading import device_and_dtype, find_model, load_pipeline
-from .messages import quiet_libraries, report
+from .messages import first_sentence, quiet_libraries, report
 from .outputs import check_targets, check_writable, plan, refusing_to_write_in
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def settings_of(pipeline: BackToFrontPipeline, options: argparse.Namespace) -> d
     """What the call is made with and what is recorded: the options, or else what the model records.
 
     Raises:
-        UnusableArgumentError: if the scheduler has fewer timesteps than steps were asked for.
+        UnusableArgumentError: if the scheduler cannot take so many steps.
     """
     recorded = pipeline.controlnet.config
     settings = {
@@ -93,6 +94,7 @@ def settings_of(pipeline: BackToFrontPipeline, options: argparse.Namespace) -> d
     most = pipeline.scheduler.config.num_train_timesteps
     if settings["num_inference_steps"] > most:
         raise UnusableArgumentError(f"this model has {most} timesteps: give --steps of at most {most}.")
+    _check_scheduler(pipeline.scheduler, settings["num_inference_steps"])
     if options.negative_prompt is not None and settings["guidance_scale"] <= 1:
         report(
             f"the negative prompt does nothing at guidance {settings['guidance_scale']:g}: give --guidance 2 or so."
@@ -103,3 +105,17 @@ def settings_of(pipeline: BackToFrontPipeline, options: argparse.Namespace) -> d
         if tokens > longest:
             report(f"the {name.replace('_', ' ')} has {tokens - 2} tokens: only the first {longest - 2} are used.")
     return settings
+
+
+def _check_scheduler(scheduler, steps: int) -> None:
+    """Refuse what the first front would end with: some schedulers cannot take every number of steps."""
+    name = type(scheduler).__name__
+    if not hasattr(scheduler, "init_noise_sigma"):
+        raise UnusableArgumentError(f"the model's scheduler, {name}, is none of Stable Diffusion: give another model.")
+    try:
+        copy.deepcopy(scheduler).set_timesteps(steps)
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise UnusableArgumentError(
+            f"the model's scheduler, {name}, cannot take {steps} steps ({first_sentence(error).rstrip('.')}):"
+            " give other --steps."
+        ) from error

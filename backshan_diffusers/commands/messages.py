@@ -108,12 +108,18 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Without the warnings of huggingface_hub; its progress bars show how long a download or an upload takes."""
-    import huggingface_hub.utils.logging
+    """Without the warnings of huggingface_hub; its progress bars show how long a download or an upload takes.
 
-    before = huggingface_hub.utils.logging.get_verbosity()
+    It leaves those of what failed open: they would be drawn again below whatever is said later.
+    """
+    import huggingface_hub.utils.logging
+    from tqdm import tqdm
+
+    before, open_before = huggingface_hub.utils.logging.get_verbosity(), set(tqdm._instances)
     huggingface_hub.utils.logging.set_verbosity_error()
     try:
         yield
     finally:
         huggingface_hub.utils.logging.set_verbosity(before)
+        for bar in set(tqdm._instances) - open_before:
+            bar.close()

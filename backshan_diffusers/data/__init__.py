@@ -6,7 +6,7 @@ from pathlib import Path
 from .checking import PairCheck, check_pairs
 from .folder import open_folder
 from .lpc import open_lpc
-from .pairs import COLUMNS, Findings, Pairs, PairsError
+from .pairs import COLUMNS, SPLITS, Findings, Pairs, PairsError
 from .valid import open_valid
 from .wardrobe import Wardrobe
 
@@ -35,6 +35,8 @@ def load_pairs(
     """
     if source not in SOURCES:
         raise ValueError(f"there is no source {source!r}; choose one of {', '.join(SOURCES)}.")
+    if split not in SPLITS:
+        raise PairsError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}.")
     if source in DRAWN:
         if path is not None:
             raise ValueError(f"{source} is drawn and lies nowhere: leave out the path {str(path)!r}.")

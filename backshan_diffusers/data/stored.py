@@ -127,8 +127,6 @@ def open_stored(path: Path, parts: Parts, split: str, size: int, reader: type[St
         raise PairsError(f"{path} holds no parquet files and no saved dataset: give the folder with them.")
     if isinstance(size, bool) or not isinstance(size, int) or size < MINIMUM_SIDE:
         raise PairsError(f"size must be a whole number of at least {MINIMUM_SIDE} px, not {size!r}.")
-    if split not in SPLITS:
-        raise PairsError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}.")
     if None not in parts and split not in parts:
         raise PairsError(f"{path} has no split {split!r}, only {', '.join(parts)}: add it, or choose one of these.")
     store = parts[split if split in parts else None]()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from .. import MINI, __version__
+from .. import __version__
+from ..cards import is_embedded
 
 SOFTWARE = "backshan"
 """Written into everything that is exported, so that it may be replaced by a later export."""
@@ -28,8 +28,8 @@ def origin_of(folder: Path, repo_id: str | None = None) -> dict[str, str]:
         repo_id: of the repository from which it was downloaded, to a folder that is called like a commit.
     """
     card = folder / "README.md"
-    if os.path.samefile(folder, MINI):
-        licence = "apache-2.0"  # the embedded weights are a part of the package
+    if is_embedded(folder):
+        licence = "apache-2.0"
     else:
         licence = ModelCard.load(card).data.get("license") if card.is_file() else None
     return {

@@ -145,6 +145,8 @@ class BackshanControlNetModel(Published, ControlNetModel):
                 " pictures."
             )
         check_count("default_num_inference_steps", default_num_inference_steps, int)
+        if not isinstance(mirror, bool):
+            raise ValueError(f"mirror is {mirror!r}: give a truth value, True or False.")
         if not isinstance(default_prompt, str):
             raise ValueError(f"default_prompt is {default_prompt!r}: give a text.")
         _check_number("canny_low_threshold", canny_low_threshold)
@@ -286,7 +288,12 @@ class BackshanControlNetModel(Published, ControlNetModel):
             hidden_states_of (`int`, *optional*): also return what enters the zero convolutions, for every item, and
                 hand only the first so many items on to them: the others have no residuals then, which saves their
                 work. Needs `return_dict`.
+
+        Raises:
+            ValueError: if hidden states are wanted in a tuple.
         """
+        if hidden_states_of is not None and not return_dict:
+            raise ValueError("a tuple holds no hidden states: leave return_dict out, or hidden_states_of.")
         if hidden_states_of is None:
             downs, mid = super().forward(*args, return_dict=False, **kwargs)
             return BackshanControlNetOutput(downs, mid) if return_dict else (downs, mid)
@@ -332,7 +339,14 @@ class BackshanControlNetModel(Published, ControlNetModel):
 
         Returns:
             `torch.Tensor` of shape `B x D`, `D` the number of values, or if pooled of channels, of one item.
+
+        Raises:
+            ValueError: if there are no such features, or `output` does not hold them.
         """
+        if features not in ("all", "mid", "last_down"):
+            raise ValueError(f"features is {features!r}: choose one of all, mid, last_down.")
+        if before_zero_convolutions and getattr(output, "mid_block_hidden_state", None) is None:
+            raise ValueError("the output holds no hidden states: call the model with hidden_states_of.")
         if before_zero_convolutions:
             downs, mid = output.down_block_hidden_states, output.mid_block_hidden_state
         else:
@@ -361,12 +375,12 @@ def _check_recorded(recorded: dict) -> None:
 
 def check_count(name: str, value: Any, kind: type = Integral) -> None:
     """Refuse what is no number of things, or not of this kind, with a `ValueError` that names it."""
-    if not isinstance(value, kind) or value < 1:
+    if not isinstance(value, kind) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} is {value!r}: give a whole number of at least 1.")
 
 
 def _check_number(name: str, value: Any) -> None:
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}: give a number of at least 0.")
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -253,13 +253,14 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         check_count("num_images_per_prompt", num_images_per_prompt)
         if num_inference_steps is not None:
             check_count("num_inference_steps", num_inference_steps)
-        if guidance_scale is not None and not math.isfinite(guidance_scale):
+        if guidance_scale is not None and not (isinstance(guidance_scale, Real) and math.isfinite(guidance_scale)):
             raise ValueError(f"guidance_scale is {guidance_scale!r}: give a finite number, such as 3.0.")
         nets = self._nets()
         side = self._side(height, width)
         backs = [load_picture(back, pixels_to_decode(side, restore_size)) for back in _as_list(back_image)]
         count = _batch_size(len(backs), prompt, prompt_embeds)
         backs = backs * (count // len(backs))
+        self._check_latents(kwargs.get("latents"), count * num_images_per_prompt, side)
 
         letterboxes = [Letterbox(back.size, side) for back in backs]
         squares = [letterbox.apply(back) for letterbox, back in zip(letterboxes, backs)]
@@ -354,11 +355,23 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         unknown = sorted(kwargs.keys() - ARGUMENTS_PASSED_ON)
         if unknown:
             raise TypeError(f"{type(self).__name__} has no argument {', '.join(unknown)}: see its documentation.")
+        generator = kwargs.get("generator")
+        generators = generator if isinstance(generator, list | tuple) else [generator]
+        if not all(each is None or isinstance(each, torch.Generator) for each in generators):
+            raise TypeError(f"generator is {generator!r}: give torch.Generator().manual_seed(0) or the like.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type is {output_type!r}: choose one of pil, np, pt, latent.")
         if restore_size and output_type == "latent":
             raise ValueError(
                 "latents cannot be resized to a picture's size: drop restore_size or choose another output_type."
+            )
+
+    def _check_latents(self, latents: torch.Tensor | None, count: int, side: int) -> None:
+        size = side // self.vae_scale_factor
+        expected = (count, self.unet.config.in_channels, size, size)
+        if latents is not None and tuple(latents.shape) != expected:
+            raise ValueError(
+                f"latents have the shape {tuple(latents.shape)}: give {expected}, one for each front of {side} px."
             )
 
     def _controlnet(self) -> ControlNetModel | MultiControlNetModel:
@@ -370,7 +383,8 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
 
     def _side(self, height: int | None, width: int | None) -> int:
         if height is None and width is None:
-            return _recorded(self._nets()[0], "image_size", self.unet.config.sample_size * self.vae_scale_factor)
+            side = _recorded(self._nets()[0], "image_size", None)
+            return self._side_of_unet() if side is None else side
         side = height if height is not None else width
         is_side = isinstance(side, Integral) and side > 0 and side % self.vae_scale_factor == 0
         if not is_side or width not in (None, side):
@@ -379,6 +393,13 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
                 f" give such a height and the same width, not {height!r} and {width!r}."
             )
         return side
+
+    def _side_of_unet(self) -> int:
+        size = self.unet.config.sample_size  # may be missing, or height and width
+        sides = {size} if isinstance(size, int) else set(size or ())
+        if len(sides) != 1:
+            raise ValueError("neither the ControlNet nor the U-Net records one side of its pictures: give height.")
+        return sides.pop() * self.vae_scale_factor
 
     def _latents_as_control(self, pictures: torch.Tensor) -> torch.Tensor:
         """The control tensor `N x C x S x S` of `N x 3 x S x S` pictures in [0, 1]."""
@@ -416,6 +437,8 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
                     f" {self.vae_scale_factor.bit_length()} numbers."
                 )
             flipped = _recorded(net, "mirror", False) if flipped is None else flipped
+            if not isinstance(flipped, bool | np.bool_):
+                raise ValueError(f"mirror is {flipped!r}: give True or False.")
             low = _recorded(net, "canny_low_threshold", CANNY_LOW_THRESHOLD)
             high = _recorded(net, "canny_high_threshold", CANNY_HIGH_THRESHOLD)
             settings.append((what, ("rgb" if what == LATENTS else what, flipped, low, high)))

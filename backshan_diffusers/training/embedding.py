@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 import torch
+import yaml
 
+from ..cards import RECORD, record_of
 from ..files import complete_file, complete_folder, put_back
 from ..folder_check import without_origin
 from ..pipelines import BackToFrontPipeline
@@ -19,7 +21,7 @@ LIMIT = 40e6
 
 
 def embed(run: Path, target: Path, steps: int | None = None) -> int:
-    """Put the last stage's pipeline at `target`, in half precision and without the paths of the run.
+    """Put the last stage's pipeline at `target`, in half precision and without the paths of the run, with its config.
 
     The text encoder stays in float32: transformers loads weights in the type of their file, diffusers does not.
 
@@ -49,6 +51,8 @@ def embed(run: Path, target: Path, steps: int | None = None) -> int:
         pipeline.save_pretrained(pending)
         for config in pending.glob("*/*config.json"):
             config.write_text(without_origin(config.read_text(encoding="utf-8")), encoding="utf-8")
+        told = yaml.safe_dump(record_of(finished), sort_keys=False, allow_unicode=True)
+        (pending / RECORD).write_text(told, encoding="utf-8")
         size = sum(path.stat().st_size for path in pending.rglob("*") if path.is_file())
         if size > LIMIT:
             raise ValueError(
