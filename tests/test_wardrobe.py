@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backshan_diffusers.data import COLUMNS, Pairs, load_pairs
+from backshan_diffusers.data import COLUMNS, Pairs, load_pairs, wardrobe
 from backshan_diffusers.data.wardrobe import (
     DRAWING,
     HAIR_SIDE,
+    LABELS,
     OUTFIT_SIDES,
     RUN,
     SEEDS_PER_SPLIT,
@@ -55,8 +56,8 @@ GOLDEN = {
     }
 }[DRAWING]
 
-# SHA-256 of the labels of the first forty rows of each split, as JSON.
-GOLDEN_LABELS = {1: "3c068585d4af7820b329cd516154519702cac36525e5a4945de9d1c4ea8c448f"}[DRAWING]
+# SHA-256 of the labels of the first forty rows of each split, as JSON. When they change on purpose LABELS is raised.
+GOLDEN_LABELS = {2: "4f2b02de616d13bfbd4c395acfe52abdc088cbc87f524d7caf0c924e8f383535"}[LABELS]
 
 
 def digest(row: dict) -> str:
@@ -227,6 +228,14 @@ def test_rows_have_the_recorded_labels():
     readers = [Wardrobe(split, 64) for split in SPLITS]
     labels = [describe(*reader.scene(index)[:3]) for reader in readers for index in range(40)]
     assert hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest() == GOLDEN_LABELS
+
+
+def test_no_cache_outlives_other_pixels_or_labels(monkeypatch):
+    before = Wardrobe("train", 64).key
+    for version in ("DRAWING", "LABELS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(wardrobe, version, getattr(wardrobe, version) + 1)
+            assert Wardrobe("train", 64).key != before
 
 
 def test_another_process_draws_the_same_bytes():
@@ -469,12 +478,85 @@ def test_labels_name_the_wearers_side_and_the_pictures_side_of_the_light(side, n
         bag="handbag", bag_side=side, bare_shoulder=side, hem_drop=0.05 * side, rolled_sleeve=side, watch=side
     )
     light = side or 1
-    person, scene = dataclasses.replace(person, hair_side=light), dataclasses.replace(scene, light_side=light)
+    person = dataclasses.replace(person, hair="side ponytail", hair_side=light)
+    scene = dataclasses.replace(scene, light_side=light)
     labels = describe(outfit, person, scene)
     for label in ("bag_side", "bare_shoulder", "longer_hem", "rolled_sleeve", "watch"):
         assert labels[label] == name
     assert labels["hair_side"] == {-1: "right", 1: "left"}[light]
     assert labels["light_from"] == {-1: "left of the picture", 1: "right of the picture"}[light]
+
+
+# For each label, what is drawn without the thing that it names, or with it on the other side or in another colour.
+OTHERWISE = {
+    "hair_side": lambda outfit, person: {"hair_side": -person.hair_side},
+    "beard": lambda outfit, person: {"beard": "none"},
+    "glasses": lambda outfit, person: {"glasses": False},
+    "top_pattern": lambda outfit, person: {"top_cloth": Cloth(outfit.top_cloth.rgb)},
+    "open": lambda outfit, person: {"is_open": False},
+    "inner_color": lambda outfit, person: {"inner_cloth": GREEN},
+    "tucked": lambda outfit, person: {"tucked": False},
+    "bottom": lambda outfit, person: {"bottom": "shorts" if outfit.bottom == "long skirt" else "long skirt"},
+    "bottom_color": lambda outfit, person: {"bottom_cloth": dataclasses.replace(outfit.bottom_cloth, rgb=GREEN.rgb)},
+    "bottom_pattern": lambda outfit, person: {"bottom_cloth": Cloth(outfit.bottom_cloth.rgb)},
+    "belt": lambda outfit, person: {"belt": False},
+    "bag": lambda outfit, person: {"bag": "none"},
+    "bag_side": lambda outfit, person: {"bag_side": -outfit.bag_side},
+    "bare_shoulder": lambda outfit, person: {"bare_shoulder": -outfit.bare_shoulder},
+    "longer_hem": lambda outfit, person: {"hem_drop": 0.0},
+    "rolled_sleeve": lambda outfit, person: {"rolled_sleeve": 0},
+    "watch": lambda outfit, person: {"watch": 0},
+    "chest_print": lambda outfit, person: {"chest_print": "none"},
+    "back_print": lambda outfit, person: {"back_print": "none"},
+}
+
+# What is taken away first because it may lie over the thing: a jacket is opened, a sleeve rolled up, a hem let out.
+UNCOVERED = {
+    "inner_color": lambda outfit: {"is_open": outfit.top_spec.opens},
+    "belt": lambda outfit: {"tucked": True},
+    "longer_hem": lambda outfit: {"tucked": False},
+    "watch": lambda outfit: {"rolled_sleeve": outfit.watch},
+}
+
+
+def replaced(outfit, person, changes: dict):
+    """The outfit and the person with the fields that each of them has."""
+    return [
+        dataclasses.replace(each, **{name: value for name, value in changes.items() if hasattr(each, name)})
+        for each in (outfit, person)
+    ]
+
+
+def is_there(label: str, outfit, person, scene) -> bool:
+    """Whether the pictures would be others without what the label names, with nothing lying over it."""
+    cover = {"bag": "none"} if not label.startswith("bag") else {}
+    cover |= {"hair": "bald"} if label != "hair_side" else {}
+    worn = replaced(outfit, person, cover | UNCOVERED.get(label, lambda outfit: {})(outfit))
+    other = replaced(*worn, OTHERWISE[label](*worn))
+    if worn == other:
+        return False
+    drawn = [[canvas.picture() for canvas in paint_pair(64, *each, scene)] for each in (worn, other)]
+    return not np.array_equal(*drawn)
+
+
+def test_labels_are_true_of_what_would_be_drawn_with_nothing_over_it():
+    """What the drawing of a thing depends on is what its label depends on: no belt with a dress, say."""
+    reader, said = Wardrobe("test", 64), set()
+    for index in range(90):
+        outfit, person, scene, _ = reader.scene(index)
+        labels = describe(outfit, person, scene)
+        for label in OTHERWISE:
+            says = labels[label] not in (False, "none", "plain")
+            said.add((label, says))
+            assert says == is_there(label, outfit, person, scene), (index, label, labels)
+    assert said == {(label, says) for label in OTHERWISE for says in (False, True)}
+
+
+@pytest.mark.parametrize("hair", HAIR_STYLES)
+def test_hair_has_a_side_where_the_other_side_looks_different(hair):
+    left, right = (changed_person(hair=hair, hair_side=side, hair_cloth=Cloth((90, 50, 30))) for side in (1, -1))
+    assert (describe(*left)["hair_side"] == "left") == is_there("hair_side", *left)
+    assert (describe(*right)["hair_side"] == "right") == is_there("hair_side", *right)
 
 
 @pytest.mark.parametrize("light", [-1, 1])

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from .canvas import FACE, GARMENT, HEAD, PERSON
+from .hair import STYLES
 from .outfit import Outfit, Person, Scene, sample_outfit, sample_person, sample_scene
 from .painter import paint_pair
 
@@ -13,6 +14,7 @@ SEEDS_PER_SPLIT = 10_000_000
 SPLITS = {"train": 0, "validation": SEEDS_PER_SPLIT, "test": 2 * SEEDS_PER_SPLIT}  # first seed of each
 SMALLEST, LARGEST = 64, 1024
 DRAWING = 1  # raised whenever any seed gives other pixels, so that no cache outlives the code that filled it
+LABELS = 2  # the same for the attributes
 RUN = 8  # in every run of this many, the last wears the outfit of the one before
 
 OUTFIT_SIDES = {
@@ -55,8 +57,8 @@ class Wardrobe:
 
     @property
     def key(self) -> str:
-        """What the pixels of a row depend on besides its index."""
-        return f"wardrobe {DRAWING} {self.split} {self.size}"
+        """What a row depends on besides its index."""
+        return f"wardrobe {DRAWING} {LABELS} {self.split} {self.size}"
 
     def seed(self, index: int) -> int:
         """The seed of a row: no two rows of any split share one."""
@@ -113,7 +115,7 @@ def describe(outfit: Outfit, person: Person, scene: Scene) -> dict[str, str | in
         "skin": person.skin_name,
         "hair": person.hair,
         "hair_color": person.hair_color,
-        "hair_side": sides[person.hair_side],
+        "hair_side": sides[person.hair_side] if STYLES[person.hair].has_side else "none",
         "beard": person.beard,
         "glasses": person.glasses,
         "height": round(person.height, 4),
@@ -122,12 +124,12 @@ def describe(outfit: Outfit, person: Person, scene: Scene) -> dict[str, str | in
         "top_color": outfit.top_color,
         "top_pattern": outfit.top_cloth.pattern,
         "open": outfit.is_open,
-        "inner_color": outfit.inner_color,
+        "inner_color": outfit.inner_color if outfit.top_spec.opens else "none",
         "tucked": outfit.tucked,
         "bottom": "none" if outfit.top_spec.dress else outfit.bottom,
         "bottom_color": "none" if outfit.top_spec.dress else outfit.bottom_color,
         "bottom_pattern": "none" if outfit.top_spec.dress else outfit.bottom_cloth.pattern,
-        "belt": outfit.belt,
+        "belt": outfit.has_belt,
         "shoes": outfit.shoes,
         "bag": outfit.bag,
         "bag_side": sides[outfit.bag_side],

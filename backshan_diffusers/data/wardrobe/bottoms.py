@@ -89,8 +89,7 @@ def _paint_skirt(view: View) -> None:
 def _paint_waistband(view: View) -> None:
     """The waistband, or a belt with its buckle in front."""
     fig, outfit = view.figure, view.outfit
-    trousers = outfit.bottom_spec.kind == "trousers" and outfit.bottom not in ("leggings", "joggers")
-    belt = outfit.belt and trousers
+    belt = outfit.has_belt
     cloth = Cloth((74, 52, 42)) if belt and sum(outfit.bottom_cloth.rgb) > 240 else outfit.bottom_cloth.trim(80)
     if belt and sum(outfit.bottom_cloth.rgb) <= 240:
         cloth = Cloth((150, 100, 60))

@@ -94,6 +94,11 @@ class Style:
     extras: tuple[str, ...] = ()
     strands: int = 3
 
+    @property
+    def has_side(self) -> bool:
+        """Whether it looks different with another `hair_side`: a parting in the middle has none."""
+        return bool(self.part) or any(extra in SIDED for extra in self.extras)
+
 
 STYLES: dict[str, Style] = {
     "bald": Style(None),
@@ -291,3 +296,4 @@ KNOTS = {
     "one braid": _one_braid,
     "ringlets": _ringlets,
 }
+SIDED = ("tail", "side tail", "one braid")  # what hangs to `hair_side`

@@ -270,6 +270,12 @@ class Outfit:
     def bottom_spec(self) -> BottomSpec:
         return BOTTOMS[self.bottom]
 
+    @property
+    def has_belt(self) -> bool:
+        """Whether a belt is worn: `belt` is drawn by lot for every outfit, but not all take one."""
+        elastic = self.bottom in ("leggings", "joggers")
+        return self.belt and self.bottom_spec.kind == "trousers" and not elastic and not self.top_spec.dress
+
 
 @dataclass
 class Person:
