@@ -45,8 +45,8 @@ class Limb:
                 )
         raise AssertionError("a limb has at least two points")
 
-    def outline(self, round_start: bool = False, round_end: bool = False) -> list[Point]:
-        """The polygon around the limb; ends are flat (doubled corners) or round."""
+    def outline(self, round_start: bool = False) -> list[Point]:
+        """The polygon around the limb; its start is flat (doubled corners) or round, its end is flat."""
         left, right = [], []
         directions = []
         for i in range(len(self.path)):
@@ -56,25 +56,15 @@ class Limb:
         for (x, y), (dx, dy), radius in zip(self.path, directions, self.radii, strict=True):
             left.append((x + dy * radius, y - dx * radius))
             right.append((x - dy * radius, y + dx * radius))
-        return [
-            *self._cap(0, directions, left, right, round_start),
-            *right[1:-1],
-            *self._cap(-1, directions, left, right, round_end),
-            *left[-2:0:-1],
-        ]
+        start = [left[0], left[0], right[0], right[0]]
+        if round_start:
+            start[1:3] = self._beyond_start(directions[0], left[0], right[0])
+        return [*start, *right[1:-1], right[-1], right[-1], left[-1], left[-1], *left[-2:0:-1]]
 
-    def _cap(self, i: int, directions: list, left: list, right: list, is_round: bool) -> list[Point]:
-        first, last = (left[i], right[i]) if i == 0 else (right[i], left[i])
-        if not is_round:
-            return [first, first, last, last]
-        sign = -1 if i == 0 else 1
-        (dx, dy), reach = directions[i], self.radii[i] * sign * 0.75
-        return [
-            first,
-            (first[0] + dx * reach, first[1] + dy * reach),
-            (last[0] + dx * reach, last[1] + dy * reach),
-            last,
-        ]
+    def _beyond_start(self, direction: Point, *ends: Point) -> list[Point]:
+        """The corners at the start, moved out for a cap that the spline rounds."""
+        reach = -0.75 * self.radii[0]
+        return [(x + direction[0] * reach, y + direction[1] * reach) for x, y in ends]
 
 
 @dataclass

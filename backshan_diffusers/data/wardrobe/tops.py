@@ -269,7 +269,8 @@ def _contrast_button(cloth: Cloth) -> tuple[int, int, int]:
     return (244, 240, 230) if sum(cloth.rgb) < 480 else (88, 70, 62)
 
 
-def _buttons(view: View, top: float = 0.215, rows: int = 6) -> None:
+def _buttons(view: View) -> None:
+    top, rows = 0.215, 6
     cloth, x, hem = view.outfit.top_cloth, view.center(0.3), min(_hems(view).values())
     view.line([(x - 0.009, top), (x - 0.009, hem)], cloth.dark(72), 0.0025)
     view.line([(x + 0.009, top), (x + 0.009, hem)], cloth.dark(84), 0.0025)

@@ -68,7 +68,6 @@ class View:
         cloth: Cloth,
         label: int = CLOTH_LABEL,
         *,
-        curved: bool = True,
         roundness: int = ROUND_LIMB,
         axis: tuple[Point, Point] | None = None,
         falloff: int = 8,
@@ -83,7 +82,7 @@ class View:
         figure heights. `seam`: this is the half of a pair that meets at the middle line, so that the light runs on.
         `open_start`: no outline around the cap of a limb, which is sewn to the trunk.
         """
-        corners = self.corners(points, curved)
+        corners = self.corners(points)
         box = self.canvas.box(corners)
         if box is None:
             return
