@@ -10,6 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from wardrobe_parts import (
+    GOLDEN_PARTS,
+    GREEN,
+    Worn,
+    changed,
+    dressed,
+    exchanged,
+    parts,
+    plain_scene,
+    posed_scenes,
+    recorded_parts,
+)
 
 from backshan_diffusers.data import COLUMNS, Pairs, load_pairs, wardrobe
 from backshan_diffusers.data.wardrobe import (
@@ -23,8 +35,15 @@ from backshan_diffusers.data.wardrobe import (
     Wardrobe,
     describe,
 )
-from backshan_diffusers.data.wardrobe.canvas import FACE, GARMENT, HEAD, PERSON
+from backshan_diffusers.data.wardrobe.accessories import BAGS as DRAWN_BAGS
+from backshan_diffusers.data.wardrobe.accessories import paint_bag, paint_watch
+from backshan_diffusers.data.wardrobe.body import paint_arm
+from backshan_diffusers.data.wardrobe.canvas import FACE, GARMENT, HEAD, PERSON, Canvas
 from backshan_diffusers.data.wardrobe.fabric import PATTERNS, Cloth
+from backshan_diffusers.data.wardrobe.face import BEARDS, MOUTHS
+from backshan_diffusers.data.wardrobe.figure import Figure
+from backshan_diffusers.data.wardrobe.hair import KNOTS, TAILS
+from backshan_diffusers.data.wardrobe.hair import SIDED as SIDED_HAIR
 from backshan_diffusers.data.wardrobe.outfit import (
     BACKDROPS,
     BAGS,
@@ -32,16 +51,13 @@ from backshan_diffusers.data.wardrobe.outfit import (
     HAIR_STYLES,
     SHOES,
     TOPS,
-    sample_outfit,
-    sample_person,
-    sample_scene,
 )
 from backshan_diffusers.data.wardrobe.painter import paint_pair
+from backshan_diffusers.data.wardrobe.tops import PRINTS, paint_sleeve, paint_top
+from backshan_diffusers.data.wardrobe.view import View
 
 PICTURES = [name for name in COLUMNS if name not in ("item_id", "group_id", "attributes")]
 MASKS = [name for name in PICTURES if name not in ("back", "front")]
-GREEN = Cloth((30, 220, 40))  # no other thing in these tests is green
-GREY = Cloth((150, 150, 150))
 
 # SHA-256 of all pictures and masks of a row, for each version of the drawing. They change only if the drawing does:
 # then models trained on the old pictures no longer match, and DRAWING is raised so that no cache of them is used.
@@ -70,59 +86,6 @@ def digest(row: dict) -> str:
 
 def array(picture) -> np.ndarray:
     return np.asarray(picture).astype(np.int32)
-
-
-def plain_scene():
-    """A person and an outfit without anything lopsided, to which a test adds what it is about."""
-    outfit = dataclasses.replace(
-        sample_outfit(5),
-        masculine=False,
-        top="t-shirt",
-        top_cloth=GREY,
-        bottom="shorts",
-        bottom_cloth=GREY,
-        shoes="loafers",
-        shoe_cloth=GREY,
-        is_open=False,
-        tucked=False,
-        bag="none",
-        bag_side=0,
-        belt=False,
-        bare_shoulder=0,
-        hem_drop=0.0,
-        rolled_sleeve=0,
-        watch=0,
-        back_print="none",
-        chest_print="none",
-        socks=False,
-    )
-    person = dataclasses.replace(
-        sample_person(6, False),
-        skin=GREY,
-        hair="bald",
-        hair_cloth=GREY,
-        hair_side=1,
-        lean=0.0,
-        turn=0.0,
-        head_tilt=0.0,
-        arms=((0.2, 0.2), (0.2, 0.2)),
-        arms_in_front=(True, True),
-        legs=(0.0, 0.0),
-        beard="none",
-        glasses=False,
-    )
-    scene = dataclasses.replace(sample_scene(7, outfit), backdrop="plain", colors=((250, 250, 250), (250, 250, 250)))
-    return outfit, person, scene
-
-
-def changed_outfit(**changes):
-    outfit, person, scene = plain_scene()
-    return dataclasses.replace(outfit, **changes), person, scene
-
-
-def changed_person(**changes):
-    outfit, person, scene = plain_scene()
-    return outfit, dataclasses.replace(person, **changes), scene
 
 
 def green_side(picture: np.ndarray) -> float:
@@ -224,6 +187,25 @@ def test_rows_have_the_recorded_bytes(split, size, index):
     assert digest(row) == GOLDEN[split, size, index]
 
 
+@pytest.fixture(scope="module")
+def drawn_parts() -> dict[str, str]:
+    return recorded_parts()
+
+
+def test_the_recorded_parts_are_all_there_are(drawn_parts):
+    assert drawn_parts.keys() == GOLDEN_PARTS.keys()
+    named = {"hair": HAIR_STYLES, "top": TOPS, "bottom": BOTTOMS, "shoes": SHOES, "pattern": PATTERNS}
+    drawers = {"bag": DRAWN_BAGS, "print": PRINTS, "beard": BEARDS, "mouth": MOUTHS, "backdrop": BACKDROPS}
+    for kind, names in (named | drawers).items():
+        assert {name.split(": ")[1] for name in GOLDEN_PARTS if name.startswith(f"{kind}: ")} == set(names)
+
+
+@pytest.mark.parametrize("name", GOLDEN_PARTS)
+def test_each_part_has_the_recorded_bytes(name, drawn_parts):
+    """Each part for itself, in both views and on both sides: few rows of the splits show any one of them."""
+    assert drawn_parts[name] == GOLDEN_PARTS[name]
+
+
 def test_rows_have_the_recorded_labels():
     readers = [Wardrobe(split, 64) for split in SPLITS]
     labels = [describe(*reader.scene(index)[:3]) for reader in readers for index in range(40)]
@@ -317,7 +299,7 @@ def test_masks_are_nested_and_filled(rows):
 
 
 def test_the_head_has_hair_and_neck_and_the_face_has_not():
-    _, front = paint_pair(256, *changed_person(hair="fringe bob", hair_cloth=GREEN, skin=Cloth((230, 180, 150))))
+    _, front = paint_pair(256, *dressed(hair="fringe bob", hair_cloth=GREEN, skin=Cloth((230, 180, 150))))
     picture, masks = front.picture().astype(int), front.masks()
     hair = (picture[:, :, 1] > picture[:, :, 0] + 40) & (picture[:, :, 1] > picture[:, :, 2] + 40)
     assert (masks[HEAD][hair] > 127).mean() > 0.85  # the outer half of the outline belongs to nothing
@@ -365,11 +347,81 @@ def test_the_mirrored_back_lies_on_the_front(rows):
     assert np.mean(straight) < 0.9
 
 
+@pytest.mark.parametrize("name", parts(1))
+def test_with_left_and_right_exchanged_each_view_is_its_mirror_image(name):
+    """But for what sits on one side of every wearer, as the pocket of a shirt does, and for rounding."""
+    for worn in [worn for side in (-1, 1) for worn in posed_scenes(side)[name]]:
+        for drawn, other in zip(paint_pair(64, *worn), paint_pair(64, *exchanged(worn)), strict=True):
+            difference = np.abs(drawn.picture().astype(int) - other.picture()[:, ::-1]).max(axis=2)
+            assert difference.mean() < 2.5 and (difference > 60).sum() <= 25  # of 255, and of 4096 pixels
+            for mask, other_mask in zip(drawn.masks().values(), other.masks().values(), strict=True):
+                assert (np.abs(mask.astype(int) - other_mask[:, ::-1]) > 127).sum() <= 8
+
+
+class Tracing(View):
+    """A view that keeps the points of the person, in person coordinates, between which something was drawn."""
+
+    def place(self, points, *bits):
+        traced = self.__dict__.setdefault("traced", set())
+        traced |= {(round(x, 9), round(y, 9)) for x, y in points}
+        return super().place(points, *bits)
+
+
+def sided_points(paint, side: int, **changes) -> list[set]:
+    """The points, in the back and in the front, that `paint` uses with a thing on one side and not on the other."""
+    traced = {}
+    for each in (side, -side):
+        worn = dressed(**{name: value if isinstance(value, str) else value * each for name, value in changes.items()})
+        for view in (-1, 1):
+            tracing = Tracing(Canvas(64), view, *worn, Figure(worn[1]))
+            paint(tracing)
+            traced[each, view] = getattr(tracing, "traced", set())
+    return [traced[side, view] - traced[-side, view] for view in (-1, 1)]
+
+
+# Everything that may be on either side: what draws it, and the fields that put it on the wearer's left.
+SIDED = {
+    **{bag: (paint_bag, {"bag": bag, "bag_side": 1}) for bag in DRAWN_BAGS if bag != "backpack"},
+    **{extra: ({**TAILS, **KNOTS}[extra], {"hair_side": 1}) for extra in SIDED_HAIR},
+    "watch": (lambda view: [paint_watch(view, side) for side in (-1, 1)], {"watch": 1}),
+    **{
+        f"rolled sleeve of a {name}": (
+            lambda view: [paint(view, side) for side in (-1, 1) for paint in (paint_arm, paint_sleeve)],
+            {"top": name, "rolled_sleeve": 1},
+        )
+        for name, spec in TOPS.items()
+        if spec.sleeve == 1.0
+    },
+    **{
+        f"shoulder of a {name}": (paint_top, {"top": name, "bare_shoulder": 1})
+        for name, spec in TOPS.items()
+        if spec.neck == "one shoulder"
+    },
+    **{
+        f"hem of a {name}": (
+            paint_top,
+            {"top": name, "hem_drop": 0.05, "bare_shoulder": 1 if spec.neck == "one shoulder" else 0},
+        )
+        for name, spec in TOPS.items()
+        if spec.sleeve < 1
+    },
+}
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize("thing", SIDED)
+def test_what_is_on_one_side_is_at_the_same_place_of_the_person_in_both_views(thing, side):
+    """One view may show more of it, a clasp or a ribbon; no point of what both show is another one in the other."""
+    back, front = sided_points(SIDED[thing][0], side, **SIDED[thing][1])
+    assert len(back) >= 2 and len(front) >= 2
+    assert back <= front or front <= back
+
+
 @pytest.mark.parametrize("bag", ["crossbody", "shoulder", "handbag"])
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_bag_changes_sides_between_the_views(bag, side):
     """A bag on the person's left is on the picture's right from the front and on its left from the back."""
-    back, front = paint_pair(128, *changed_outfit(bag=bag, bag_side=side, bag_cloth=GREEN))
+    back, front = paint_pair(128, *dressed(bag=bag, bag_side=side, bag_cloth=GREEN))
     assert np.sign(green_side(front.picture())) == side
     assert np.sign(green_side(back.picture())) == -side
     back_person, front_person = back.masks()[PERSON].astype(int), front.masks()[PERSON].astype(int)
@@ -382,7 +434,7 @@ def test_a_bag_changes_sides_between_the_views(bag, side):
 
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_strap_runs_from_the_bag_over_the_other_shoulder(side):
-    pictures = paint_pair(128, *changed_outfit(bag="crossbody", bag_side=side, bag_cloth=GREEN))
+    pictures = paint_pair(128, *dressed(bag="crossbody", bag_side=side, bag_cloth=GREEN))
     shoulders = [canvas.picture()[29:36] for canvas in pictures]
     assert [np.sign(green_side(rows)) for rows in shoulders] == [side, -side]
 
@@ -390,7 +442,7 @@ def test_a_strap_runs_from_the_bag_over_the_other_shoulder(side):
 @pytest.mark.parametrize("top", ["one-shoulder top", "evening dress"])
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_bare_shoulder_changes_sides_between_the_views(top, side):
-    outfit, person, scene = changed_outfit(top=top, bare_shoulder=side)
+    outfit, person, scene = dressed(top=top, bare_shoulder=side)
     person = dataclasses.replace(person, skin=GREEN, arms=((0.7, 0.7), (0.7, 0.7)))
     back, front = paint_pair(128, outfit, person, scene)
     shoulders = slice(27, 36)  # rows between the neck and the armpits
@@ -401,10 +453,9 @@ def test_a_bare_shoulder_changes_sides_between_the_views(top, side):
 
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_slanting_hem_changes_sides_between_the_views(side):
-    straight = [canvas.masks()[GARMENT] for canvas in paint_pair(128, *changed_outfit(top="summer dress"))]
+    straight = [canvas.masks()[GARMENT] for canvas in paint_pair(128, *dressed(top="summer dress"))]
     slanting = [
-        canvas.masks()[GARMENT]
-        for canvas in paint_pair(128, *changed_outfit(top="summer dress", hem_drop=0.05 * side))
+        canvas.masks()[GARMENT] for canvas in paint_pair(128, *dressed(top="summer dress", hem_drop=0.05 * side))
     ]
     for sign, before, after in zip((-1, 1), straight, slanting, strict=True):
         more = after.astype(int) - before
@@ -415,8 +466,8 @@ def test_a_slanting_hem_changes_sides_between_the_views(side):
 
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_watch_changes_sides_between_the_views(side):
-    without = paint_pair(128, *changed_outfit())
-    with_watch = paint_pair(128, *changed_outfit(watch=side))
+    without = paint_pair(128, *dressed())
+    with_watch = paint_pair(128, *dressed(watch=side))
     for sign, before, after in zip((-1, 1), without, with_watch, strict=True):
         columns = np.nonzero(np.abs(after.picture().astype(int) - before.picture()).max(axis=2) > 40)[1]
         assert len(columns) > 3
@@ -426,7 +477,7 @@ def test_a_watch_changes_sides_between_the_views(side):
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_watch_shows_its_dial_from_behind_and_hides_under_a_long_sleeve(side):
     def shown(**worn):
-        pairs = (paint_pair(128, *changed_outfit(**worn, watch=watch)) for watch in (0, side))
+        pairs = (paint_pair(128, *dressed(**worn, watch=watch)) for watch in (0, side))
         before, after = ([canvas.picture().astype(int) for canvas in pair] for pair in pairs)
         return [new[np.abs(new - old).max(axis=2) > 40] for old, new in zip(before, after, strict=True)]
 
@@ -439,8 +490,8 @@ def test_a_watch_shows_its_dial_from_behind_and_hides_under_a_long_sleeve(side):
 
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_rolled_sleeve_changes_sides_between_the_views(side):
-    without = paint_pair(128, *changed_outfit(top="sweatshirt"))
-    rolled = paint_pair(128, *changed_outfit(top="sweatshirt", rolled_sleeve=side))
+    without = paint_pair(128, *dressed(top="sweatshirt"))
+    rolled = paint_pair(128, *dressed(top="sweatshirt", rolled_sleeve=side))
     for sign, before, after in zip((-1, 1), without, rolled, strict=True):
         less = before.masks()[GARMENT].astype(int) - after.masks()[GARMENT]
         columns = np.nonzero(less > 127)[1]
@@ -451,20 +502,20 @@ def test_a_rolled_sleeve_changes_sides_between_the_views(side):
 @pytest.mark.parametrize("hair", ["side ponytail", "side braid"])
 @pytest.mark.parametrize("side", [-1, 1])
 def test_lopsided_hair_changes_sides_between_the_views(hair, side):
-    back, front = paint_pair(128, *changed_person(hair=hair, hair_side=side))
+    back, front = paint_pair(128, *dressed(hair=hair, hair_side=side))
     assert (lopsided_side(back), lopsided_side(front)) == (-side, side)
 
 
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_ponytail_hangs_to_one_side_and_the_neck_hides_it_from_the_front(side):
-    back, _ = paint_pair(128, *changed_person(hair="ponytail", hair_side=side))
+    back, _ = paint_pair(128, *dressed(hair="ponytail", hair_side=side))
     assert lopsided_side(back) == -side
 
 
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_parting_changes_sides_between_the_views(side):
     """The front's hairline is highest at the parting; from behind the skin shows in it."""
-    parted = changed_person(hair="side parting", hair_side=side, hair_cloth=Cloth((20, 20, 20)), skin=GREEN)
+    parted = dressed(hair="side parting", hair_side=side, hair_cloth=Cloth((20, 20, 20)), skin=GREEN)
     back, front = paint_pair(256, *parted)
     face = front.masks()[FACE]
     highest = face[np.nonzero(face.any(axis=1))[0][0]]
@@ -474,7 +525,7 @@ def test_a_parting_changes_sides_between_the_views(side):
 
 @pytest.mark.parametrize(("side", "name"), [(-1, "right"), (0, "none"), (1, "left")])
 def test_labels_name_the_wearers_side_and_the_pictures_side_of_the_light(side, name):
-    outfit, person, scene = changed_outfit(
+    outfit, person, scene = dressed(
         bag="handbag", bag_side=side, bare_shoulder=side, hem_drop=0.05 * side, rolled_sleeve=side, watch=side
     )
     light = side or 1
@@ -519,23 +570,15 @@ UNCOVERED = {
 }
 
 
-def replaced(outfit, person, changes: dict):
-    """The outfit and the person with the fields that each of them has."""
-    return [
-        dataclasses.replace(each, **{name: value for name, value in changes.items() if hasattr(each, name)})
-        for each in (outfit, person)
-    ]
-
-
-def is_there(label: str, outfit, person, scene) -> bool:
+def is_there(label: str, worn: Worn) -> bool:
     """Whether the pictures would be others without what the label names, with nothing lying over it."""
     cover = {"bag": "none"} if not label.startswith("bag") else {}
     cover |= {"hair": "bald"} if label != "hair_side" else {}
-    worn = replaced(outfit, person, cover | UNCOVERED.get(label, lambda outfit: {})(outfit))
-    other = replaced(*worn, OTHERWISE[label](*worn))
+    worn = changed(worn, **cover | UNCOVERED.get(label, lambda outfit: {})(worn[0]))
+    other = changed(worn, **OTHERWISE[label](*worn[:2]))
     if worn == other:
         return False
-    drawn = [[canvas.picture() for canvas in paint_pair(64, *each, scene)] for each in (worn, other)]
+    drawn = [[canvas.picture() for canvas in paint_pair(64, *each)] for each in (worn, other)]
     return not np.array_equal(*drawn)
 
 
@@ -543,20 +586,20 @@ def test_labels_are_true_of_what_would_be_drawn_with_nothing_over_it():
     """What the drawing of a thing depends on is what its label depends on: no belt with a dress, say."""
     reader, said = Wardrobe("test", 64), set()
     for index in range(90):
-        outfit, person, scene, _ = reader.scene(index)
-        labels = describe(outfit, person, scene)
+        worn = reader.scene(index)[:3]
+        labels = describe(*worn)
         for label in OTHERWISE:
             says = labels[label] not in (False, "none", "plain")
             said.add((label, says))
-            assert says == is_there(label, outfit, person, scene), (index, label, labels)
+            assert says == is_there(label, worn), (index, label, labels)
     assert said == {(label, says) for label in OTHERWISE for says in (False, True)}
 
 
 @pytest.mark.parametrize("hair", HAIR_STYLES)
 def test_hair_has_a_side_where_the_other_side_looks_different(hair):
-    left, right = (changed_person(hair=hair, hair_side=side, hair_cloth=Cloth((90, 50, 30))) for side in (1, -1))
-    assert (describe(*left)["hair_side"] == "left") == is_there("hair_side", *left)
-    assert (describe(*right)["hair_side"] == "right") == is_there("hair_side", *right)
+    left, right = (dressed(hair=hair, hair_side=side, hair_cloth=Cloth((90, 50, 30))) for side in (1, -1))
+    assert (describe(*left)["hair_side"] == "left") == is_there("hair_side", left)
+    assert (describe(*right)["hair_side"] == "right") == is_there("hair_side", right)
 
 
 @pytest.mark.parametrize("light", [-1, 1])
@@ -579,7 +622,7 @@ def test_the_backdrop_is_the_same_in_both_views_and_not_mirrored():
 
 
 def test_only_the_front_has_a_face():
-    outfit, person, scene = changed_person(iris=(30, 220, 40))
+    outfit, person, scene = dressed(iris=(30, 220, 40))
     back, front = paint_pair(256, outfit, person, scene)
     assert abs(green_side(front.picture())) < 0.1
     with pytest.raises(AssertionError, match="nothing green"):
@@ -591,7 +634,7 @@ def test_a_print_is_on_its_side_alone(attribute, shown):
     pictures = dict(
         zip(
             ("back", "front"),
-            paint_pair(128, *changed_outfit(**{attribute: "circle"}, print_rgb=GREEN.rgb)),
+            paint_pair(128, *dressed(**{attribute: "circle"}, print_rgb=GREEN.rgb)),
             strict=True,
         )
     )
@@ -677,12 +720,12 @@ def test_every_choice_is_reached_by_sampling():
 @pytest.mark.parametrize(
     ("change", "choices", "least"),
     [
-        (lambda hair: changed_person(hair=hair, hair_cloth=Cloth((90, 50, 30))), HAIR_STYLES, 12),
-        (lambda top: changed_outfit(top=top, bare_shoulder=1 if TOPS[top].neck == "one shoulder" else 0), TOPS, 40),
-        (lambda bottom: changed_outfit(bottom=bottom), BOTTOMS, 40),
-        (lambda shoes: changed_outfit(shoes=shoes, shoe_cloth=Cloth((120, 60, 40))), SHOES, 10),
-        (lambda bag: changed_outfit(bag=bag, bag_side=1), BAGS, 60),
-        (lambda name: changed_outfit(top_cloth=Cloth((150, 150, 150), (40, 40, 60), name)), PATTERNS, 60),
+        (lambda hair: dressed(hair=hair, hair_cloth=Cloth((90, 50, 30))), HAIR_STYLES, 12),
+        (lambda top: dressed(top=top, bare_shoulder=1 if TOPS[top].neck == "one shoulder" else 0), TOPS, 40),
+        (lambda bottom: dressed(bottom=bottom), BOTTOMS, 40),
+        (lambda shoes: dressed(shoes=shoes, shoe_cloth=Cloth((120, 60, 40))), SHOES, 10),
+        (lambda bag: dressed(bag=bag, bag_side=1), BAGS, 60),
+        (lambda name: dressed(top_cloth=Cloth((150, 150, 150), (40, 40, 60), name)), PATTERNS, 60),
     ],
     ids=["hair", "tops", "bottoms", "shoes", "bags", "patterns"],
 )
