@@ -30,6 +30,7 @@ DEPENDENCIES = [
     ("filelock>=3.12", "train", "keeps a second run out of a run's folder"),
     ("tokenizers>=0.23", "train", "the alphabet of a small model's tokenizer; transformers 5.18's own lower bound"),
     ("datasets>=5.2", "train", "pairs in parquet files and saved datasets; 5.0 does not go with huggingface_hub 2"),
+    ("pyarrow>=24.0", "train", "sizes of pictures in parquet tables; datasets' own lower bound"),
     ("matplotlib>=3.9", "train", "curves of a finished run"),
     ("tensorboard>=2.18", "train", "curves of a run that is at work: the default of `report_to`"),
     ("psutil>=5.9", "train", "the memory a run takes, on Windows; accelerate brings it"),

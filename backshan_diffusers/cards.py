@@ -246,23 +246,26 @@ def _licence(licence: str, is_guess: bool, base: str | None) -> str:
 
 def _ways_of_a_pipeline(repo_id: str, config: Mapping[str, Any], variant: str | None) -> str:
     asked = _asked(variant)
-    ours = f"""{_imported(asked)}
+    # transformers opens weights in the type of their file, diffusers in float32; our own class sees to that
+    in_one_type = asked and f"{asked}, dtype=torch.float32"
+    imports = "import torch\n" if asked else ""
+    ours = f"""
 from backshan_diffusers import BackToFrontPipeline
 
 pipe = BackToFrontPipeline.from_pretrained("{repo_id}"{asked})
 front = pipe("back.png").images[0]
 """
-    carried = f"""{_imported(asked)}
-from diffusers import DiffusionPipeline
+    carried = f"""
+{imports}from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained(
-    "{repo_id}", custom_pipeline="{repo_id}", trust_remote_code=True{asked}
+    "{repo_id}", custom_pipeline="{repo_id}", trust_remote_code=True{in_one_type}
 )
 front = pipe("back.png").images[0]
 """
     stock = f"""{_control(config, "StableDiffusionControlNetPipeline")}
 
-pipe = StableDiffusionControlNetPipeline.from_pretrained("{repo_id}"{asked})
+pipe = StableDiffusionControlNetPipeline.from_pretrained("{repo_id}"{in_one_type})
 {_encoding(config)}front = pipe("{config["default_prompt"]}", image=control, {_settings(config)}).images[0]
 """
     return "\n\n".join(
@@ -297,17 +300,12 @@ pipe = StableDiffusionControlNetPipeline.from_pretrained("{base}", controlnet=co
 
 def _asked(variant: str | None) -> str:
     """What `from_pretrained` has to be told where there are no weights in the plain form."""
-    # in one type: transformers opens weights in that of their file, diffusers in float32
-    return "" if variant is None else f', variant="{variant}", dtype=torch.float32'
-
-
-def _imported(asked: str) -> str:
-    return "\nimport torch" if asked else ""
+    return "" if variant is None else f', variant="{variant}"'
 
 
 def _combined(repo_id: str, base: str, subfolder: str | None, asked: str, asked_of_base: str) -> str:
     where = f'"{repo_id}", subfolder="{subfolder}"' if subfolder else f'"{repo_id}"'
-    return f"""{_imported(asked)}
+    return f"""
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
 
 controlnet = BackshanControlNetModel.from_pretrained({where}{asked})

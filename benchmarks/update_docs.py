@@ -64,7 +64,7 @@ def filled(text: str, results: Path) -> str:
 def evaluation(results: Path) -> str:
     """What the card of the embedded model shows of its comparison with the baselines."""
     report = json.loads((results / "mini_quality.json").read_text(encoding="utf-8"))
-    told = {name: report["results"][name] for name in ("size_px", "split", "count", "steps", "train_count")}
+    told = {name: report["results"][name] for name in ("size_px", "split", "count")}
     told["systems"] = {"generated": report["results"]["systems"]["generated"]}
     kept = {name: report[name] for name in ("command", "commit", "date", "seed")}
     return json.dumps(kept | {"results": told, "tables": report["tables"][:1]}, indent=2) + "\n"

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import backshan_diffusers
 from backshan_diffusers import BackToFrontPipeline, cli
-from backshan_diffusers.commands import fronts, generate, inputs, outputs
+from backshan_diffusers.commands import fronts, generate, inputs, messages, outputs
 from backshan_diffusers.pictures import load_picture
 from backshan_diffusers.sheets import picture_sheet
 
@@ -506,6 +506,9 @@ def test_unusual_pictures_are_read(run, drawn_backs, pipeline):
         (("anna.png", "--guidance", "inf"), ["--guidance"]),
         (("anna.png", "--guidance", "-1"), ["--guidance"]),
         (("anna.png", "--guidance", "much"), ["--guidance"]),
+        (("anna.png", "--guidance", "1_0"), ["--guidance"]),
+        (("anna.png", "--guidance", " 3"), ["--guidance"]),
+        (("anna.png", "--guidance", "٣"), ["--guidance"]),
         (("anna.png", "--device", "toaster"), ["toaster"]),
         (("anna.png", "--device", ""), ["device"]),
         (("anna.png", "--device", "cpu:1"), ["cpu:1"]),
@@ -571,6 +574,11 @@ def test_a_long_name_is_not_repeated_in_full(run):
     result = run("b" * 5000)
     assert refused(result, "bbb ... bbb", "does not exist")
     assert len(result[2]) < 700
+
+
+def test_no_character_breaks_a_line():
+    broken = "a\nb\x1bc\u2028d\u2029e\x85f\ud800g 前"
+    assert messages.on_one_line(broken) == "a\\nb\\x1bc\\u2028d\\u2029e\\x85f\\ud800g 前"
 
 
 def test_a_prompt_is_utf8_whatever_the_locale(run, backs):

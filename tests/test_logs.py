@@ -133,6 +133,14 @@ def test_a_blank_back_that_does_as_well_is_put_in_words(tmp_path, caplog):
     assert line["pair_accuracy_blank_back"] < 0.2 and "doubt" not in line and not caplog.records
 
 
+def test_what_is_not_compared_is_not_doubted(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path / "alone", control_stage(PRESETS["paper"]), control_batch(1), probe_every=1, max_steps=1)
+    (line,) = lines_of(tmp_path / "alone")
+    assert line["grad_norm_mse"] > 0 and not caplog.records
+    assert not {"doubt", "grad_norm_contrast", "grad_norm_ratio", "pair_accuracy_real_back"} & set(line)
+
+
 @pytest.mark.parametrize(
     ("real", "blank", "said"), [(1.0, 0.95, True), (1.0, 0.85, False), (0.3, 0.1, False), (0, 0, True)]
 )

@@ -381,6 +381,14 @@ def test_decompression_bomb(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
+def test_a_bomb_within_an_icon(tmp_path):
+    """The size that the icon's header tells is small; its picture is opened when it is decoded."""
+    bomb = png_header(60_000, 60_000)
+    entry = struct.pack("<BBBBHHII", 64, 64, 0, 0, 1, 32, len(bomb), 22)
+    (tmp_path / "bomb.ico").write_bytes(struct.pack("<HHH", 0, 1, 1) + entry + bomb)
+    assert refused(tmp_path / "bomb.ico", "bomb.ico", "too many pixels")
+
+
 def test_between_one_and_two_limits_nothing_leaks(tmp_path, monkeypatch):
     PIL.Image.new("RGB", (30, 30), "red").save(tmp_path / "large.png")
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 600)

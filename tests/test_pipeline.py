@@ -1,5 +1,6 @@
 """`BackToFrontPipeline`: real classes at tiny size, compared with the stock pipeline and with plain NumPy."""
 
+import functools
 import inspect
 import json
 import warnings
@@ -479,6 +480,16 @@ def test_exchanges_that_cancel_each_other_in_a_plain_weighted_sum_are_noticed():
         with torch.no_grad():
             states.append(pipe._text_encoder_state())
     assert states[0] != states[1]
+
+
+def test_a_kept_prompt_is_forgotten_when_words_get_other_tokens(pipe):
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer) + 2)
+    passes = Passes(pipe)
+    for number, name in enumerate(["prompt", "negative_prompt"]):
+        call = functools.partial(pipe, photo(), guidance_scale=3.0, **{name: f"a <coat{number}>"})
+        assert [passes.during(call), passes.during(call)] == [2, 0]
+        pipe.tokenizer.add_tokens([f"<coat{number}>"])  # the weights stay as they are
+        assert passes.during(call) == 2
 
 
 def test_a_prompt_of_an_encoder_whose_values_are_not_its_bits_is_not_kept(pipe):

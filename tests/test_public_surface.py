@@ -2,6 +2,9 @@
 
 import importlib.util
 import inspect
+import os
+import subprocess
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -247,3 +250,13 @@ def test_arguments_of_the_pipeline():
         "nsfw_content_detected",
         "control_images",
     ]
+
+
+def test_no_library_tells_anybody_that_it_runs():
+    """In a process of its own: the libraries read the variables when they are imported."""
+    names = ("HF_HUB_DISABLE_TELEMETRY", "ORT_DISABLE_TELEMETRY")
+    code = f"import backshan_diffusers, os; print([os.environ[name] for name in {names}])"
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    for given in ({}, dict.fromkeys(names, "0")):
+        told = subprocess.check_output([sys.executable, "-c", code], env=kept | given, text=True)
+        assert told == f"{['0', '0'] if given else ['1', '1']}\n"

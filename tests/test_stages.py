@@ -270,6 +270,15 @@ def test_the_probe_leaves_out_backs_that_stand_in_for_their_own_outfit_or_for_a_
         assert stage.probe(batch)["pair_accuracy_real_back"] == pytest.approx(accuracy), (one, other)
 
 
+def test_the_probe_tells_no_accuracy_of_what_is_not_compared():
+    stage, alone = control_stage(PRESETS["paper"]), control_batch(1)
+    blanked, of_one_outfit = control_batch(6), control_batch(6)
+    blanked["shown"][:] = False
+    of_one_outfit["groups"][:] = 7
+    for batch in (alone, blanked, of_one_outfit):
+        assert set(stage.probe(batch)) == {"feature_rms_back", "feature_rms_front"}
+
+
 @pytest.mark.parametrize(("same_group_negatives", "accuracy"), [(False, 1.0), (True, 0.5)])
 def test_the_probe_counts_rivals_of_the_same_outfit_as_the_loss_does(same_group_negatives, accuracy):
     """Of the third and the fifth, which are judged, the third is more like the other front of its own outfit."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -812,6 +812,30 @@ def test_outfits_with_the_same_labels_come_together_where_negatives_are_to_be_ha
     order = run._order(settings, pairs)(0)
     expected = LikenessOrder(describe_by_attributes([row["attributes"] for row in rows]), 2)(0)
     assert order.tolist() == expected.tolist()
+
+
+def test_pairs_among_which_no_similar_ones_can_be_sought_are_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match="hard_group_size is 16 and train_pairs 8: give at most so many.$"):
+        tiny_config(tmp_path, hard_negatives="look", hard_group_size=16, batch_size=16)
+    plain = {"source": "folder", "source_path": str(tmp_path / "pairs"), "train_pairs": 40, "validation_pairs": 1}
+    for split, count in (("train", 40), ("validation", 1)):
+        (tmp_path / "pairs" / split).mkdir(parents=True)
+        for number, view in product(range(count), ("back", "front")):
+            picture = Image.new("RGB", (64, 64), (number * 6, len(view) * 30, len(split)))
+            picture.save(tmp_path / "pairs" / split / f"{number}_{view}.png")
+    (tmp_path / "pairs/train/7_back.png").write_bytes(b"broken")
+    for kind, size, words in (
+        (
+            "attributes",
+            2,
+            "controlnet compares the attributes of pairs, but these have none: give hard_negatives look.",
+        ),
+        ("look", 40, "controlnet shows 40 similar outfits together, but only 39 pairs can be used: give a smaller"),
+    ):
+        settings = tiny_config(tmp_path / kind, **plain, hard_negatives=kind, hard_group_size=size, batch_size=40)
+        with pytest.raises(ConfigError, match=words):
+            TrainingRun(settings).run()
+        assert not (tmp_path / kind / "vae").exists()
 
 
 def test_the_weights_of_the_autoencoders_loss_are_those_of_the_config(tmp_path):

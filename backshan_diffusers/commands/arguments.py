@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 
 LARGEST_NUMBER = 2**63 - 1
 """Of a seed, and of whatever else is counted."""
@@ -31,8 +30,8 @@ def _whole_number(text: str, least: int) -> int:
 def guidance(text: str) -> float:
     """A weight of the prompt."""
     try:
-        # Python also reads digits of other scripts, and underscores and spaces between them
-        value = float(text) if re.fullmatch(r"[+\w.-]+", text, re.ASCII) and "_" not in text else math.nan
+        # Python also reads digits of other scripts, underscores between them, and spaces around them
+        value = float(text) if text.isascii() and "_" not in text and text == text.strip() else math.nan
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:

@@ -296,6 +296,10 @@ class TrainingConfig:
                 f"hard_group_size is {self.hard_group_size} and batch_size {self.batch_size}: give a part of it, at"
                 " least 2.",
             )
+            check(
+                self.hard_group_size <= self.train_pairs,
+                f"hard_group_size is {self.hard_group_size} and train_pairs {self.train_pairs}: give at most so many.",
+            )
         check_choice("report_to", self.report_to, TRACKERS)
         check_choice("unlock_unet", self.unlock_unet, UNLOCKS)
         check_choice("compile", self.compile, COMPILERS)

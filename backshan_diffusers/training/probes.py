@@ -20,7 +20,8 @@ def probe_stage(module: StageModule, batch: Batch) -> Terms:
 
     `grad_norm_mse` and `grad_norm_contrast` are the norms of the gradients of what each term adds to the loss, over
     the weights at which both pull; `grad_norm_ratio` is the second over the first. They are left out where FSDP has
-    cut the weights up: it hands out their gradients in the step alone.
+    cut the weights up: it hands out their gradients in the step alone, and where the batch compares nothing, as one
+    pair does: with `cached_contrast` the step compares more.
 
     Args:
         module: the stage, not wrapped; on every process, since the contrastive term is one of all of them.
@@ -33,6 +34,8 @@ def probe_stage(module: StageModule, batch: Batch) -> Terms:
     mse = _gradient_norm(module(batch)["mse"], contested)
     terms = module(batch)
     contrast = _gradient_norm(terms["loss"] - terms["mse"], contested)
+    if terms["contrastive"] == 0:
+        return {"grad_norm_mse": mse} | module.probe(batch)
     norms = {"grad_norm_mse": mse, "grad_norm_contrast": contrast, "grad_norm_ratio": contrast / mse}
     return norms | module.probe(batch)
 

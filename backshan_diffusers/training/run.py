@@ -28,7 +28,7 @@ from ..objective import Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
 from .building import StageBuilder
-from .caching import PairArrays, cache_pairs, read_item_ids, rows_key
+from .caching import PairArrays, cache_pairs, read_attributes, read_item_ids, rows_key
 from .checkpoints import checkpoint_steps
 from .config import NEEDED, ConfigError, TrainingConfig, check
 from .logs import append_row, csv_step, drop_later_lines
@@ -127,6 +127,22 @@ class TrainingRun(StageBuilder):
             one_outfit = len(np.unique(pairs.groups)) == 1 and not objective.same_group_negatives
             check(not one_outfit, f"{name} compares outfits, but all pairs have one group_id: {_REMEDY}")
 
+    def _check_likeness(self, pairs: PairArrays) -> None:
+        """Refuse pairs among which no similar ones can be sought, where a stage shows these together."""
+        for name in self.config.stage_names():
+            config = self.config.stage(name)
+            if name in NEEDED or config.hard_negatives == "none":
+                continue
+            check(
+                len(pairs.backs) >= config.hard_group_size,
+                f"{name} shows {config.hard_group_size} similar outfits together, but only {len(pairs.backs)} pairs"
+                " can be used: give a smaller hard_group_size.",
+            )
+            check(
+                config.hard_negatives != "attributes" or any(read_attributes(pairs, self._cache())),
+                f"{name} compares the attributes of pairs, but these have none: give hard_negatives look.",
+            )
+
     def start(self, folder: Path | None) -> BackToFrontPipeline:
         """The pipeline a stage begins with: the folder of the stage before, the base model, or random weights."""
         if folder is not None:
@@ -215,6 +231,7 @@ class TrainingRun(StageBuilder):
         record["accepted"] = check_record(folder, record, max(checkpoint_steps(folder), default=0))
         train, held_out = self._cached(rows, config.mask_face, tuple(config.focus())), self._cached(held_out_rows)
         self._check_outfits(train)
+        self._check_likeness(train)
         folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             write_record(folder, record)

@@ -220,7 +220,8 @@ class ControlStage(StageModule):
     @torch.no_grad()
     def probe(self, batch: Batch) -> Terms:
         """Whether the pairs are found by looking at the backs: in-batch pair accuracy with each back as it is, with a
-        blank one, and with the next item's. Where a blank one does as well, the fronts are found without a back.
+        blank one, and with the next item's. Where a blank one does as well, the fronts are found without a back. They
+        are left out where no two backs of different outfits are shown: nothing is compared then.
 
         With them, the root mean square of the features of backs and of fronts.
         """
@@ -243,7 +244,7 @@ class ControlStage(StageModule):
                     f"feature_rms_{view}": each.float().square().mean().sqrt()
                     for view, each in zip(("back", "front"), features, strict=True)
                 }
-        return {**accuracies, **norms}
+        return {**(accuracies if shown.any() else {}), **norms}
 
     def _predict(self, noised: torch.Tensor, batch: Batch, residuals: BackshanControlNetOutput) -> torch.Tensor:
         """What the U-Net predicts.
