@@ -6,6 +6,7 @@ Torch and diffusers take seconds to import and nearly a GB of memory, and files 
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def check_folder(folder: Path, given: Container[str], safetensors_only: bool) ->
             raise OSError(f"{folder / INDEX} names no {name}: give the folder of a pipeline that has one.")
         if _names_a_class(entry):
             _check_component(folder / name, safetensors_only)
+            if entry[0].partition(".")[0] in sys.stdlib_module_names:
+                raise OSError(f"{folder / INDEX} is damaged (its {name} is of the library {entry[0]}): {REMEDY}")
             if not _is_at_hand(entry[0], folder / name):
                 raise OSError(
                     f"{folder / INDEX} names the library {entry[0]} for {name}, which is not installed: install it, or"

@@ -28,6 +28,17 @@ FEATURES = ("all", "mid", "last_down")
 FRONT_LATENTS = ("shared", "independent", "own", "pure")
 TIMESTEPS = ("item", "batch")
 
+_CHOICES = {"contrast": CONTRASTS, "features": FEATURES, "front_latents": FRONT_LATENTS, "timesteps": TIMESTEPS}
+_NOT_NEGATIVE = {
+    "contrastive_weight": "a number that is not negative",
+    "contrastive_warmup_steps": "a number that is not negative",
+    "contrastive_anneal_steps": "a number that is not negative",
+    "projection_width": "a number that is not negative",
+    "min_snr_gamma": "0 to switch it off, or more",
+    "noise_offset": "0 to switch it off, or more",
+}
+"""Fields, and what to give for each."""
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -80,21 +91,22 @@ class Objective:
     noise_offset: float = 0.0
 
     def __post_init__(self):
-        choices = {
-            "contrast": CONTRASTS,
-            "features": FEATURES,
-            "front_latents": FRONT_LATENTS,
-            "timesteps": TIMESTEPS,
-        }
-        for name, known in choices.items():
+        self._check_choices()
+        self._check_numbers()
+        if self.mirror_features and self.pooled:
+            raise ValueError("objective.mirror_features needs features with positions: set objective.pooled to false.")
+        if self.projection_width and not self.pooled:
+            raise ValueError("objective.projection_width needs pooled features: set objective.pooled to true.")
+
+    def _check_choices(self) -> None:
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"objective.{name} is {getattr(self, name)!r}: choose from {', '.join(known)}.")
-        for name in ("contrastive_weight", "contrastive_warmup_steps", "contrastive_anneal_steps", "projection_width"):
+
+    def _check_numbers(self) -> None:
+        for name, remedy in _NOT_NEGATIVE.items():
             if not getattr(self, name) >= 0:
-                raise ValueError(f"objective.{name} is {getattr(self, name)}: give a number that is not negative.")
-        for name in ("min_snr_gamma", "noise_offset"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"objective.{name} is {getattr(self, name)}: give 0 to switch it off, or more.")
+                raise ValueError(f"objective.{name} is {getattr(self, name)}: give {remedy}.")
         if not self.temperature > 0:
             raise ValueError(f"objective.temperature is {self.temperature}: give a positive number.")
         if self.learned_temperature and self.temperature < SMALLEST_TEMPERATURE:
@@ -102,10 +114,6 @@ class Objective:
                 f"objective.temperature is {self.temperature}: one that is learned begins at {SMALLEST_TEMPERATURE} or"
                 " above."
             )
-        if self.mirror_features and self.pooled:
-            raise ValueError("objective.mirror_features needs features with positions: set objective.pooled to false.")
-        if self.projection_width and not self.pooled:
-            raise ValueError("objective.projection_width needs pooled features: set objective.pooled to true.")
 
     @property
     def compares_fronts(self) -> bool:
@@ -316,12 +324,12 @@ def pair_accuracy(
 ) -> torch.Tensor:
     """Share of the shown backs whose own front is more similar than each of another group; chance is about 1 / B.
 
-    Arguments as of [`contrastive_cross_entropy`].
+    NaN where none is shown. Arguments as of [`contrastive_cross_entropy`].
     """
     if group_ids is not None:
         similarities = similarities.masked_fill(_same_group(group_ids) & ~_diagonal(similarities), float("-inf"))
-    found = similarities.argmax(dim=1) == torch.arange(len(similarities), device=similarities.device)
-    return _mean_over(found.float(), shown)
+    found = (similarities.argmax(dim=1) == torch.arange(len(similarities), device=similarities.device)).float()
+    return (found if shown is None else found.where(shown, torch.nan)).nanmean()
 
 
 def _diagonal(square: torch.Tensor) -> torch.Tensor:

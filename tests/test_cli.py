@@ -242,7 +242,7 @@ def test_a_sheet_of_more_pixels_than_pillow_opens_is_replaced(run, backs, monkey
 
 def test_the_sheet_shows_each_back_beside_its_fronts(run, backs):
     Path(backs, "bad.png").write_bytes(b"")
-    code, _, _ = run(backs, "--sheet", "--num-images", 2)
+    code, _, _ = run(backs, "--sheet", "--num-images", 2, "--seed", 5)
     assert code == 1
     names = {"anna": "anna.png", "ben": "ben.jpg", "cleo": "cleo.webp"}
     rows = [
@@ -254,6 +254,9 @@ def test_the_sheet_shows_each_back_beside_its_fronts(run, backs):
     ]
     expected = picture_sheet(rows, ["back", "generated", "generated"], captions=list(names.values()))
     assert np.array_equal(pixels("fronts/sheet.png"), np.asarray(expected))
+    with PIL.Image.open("fronts/sheet.png") as sheet, PIL.Image.open("fronts/anna_front_1.png") as front:
+        assert sheet.info == {name: value for name, value in front.info.items() if name != "source"}
+        assert sheet.info["seed"] == "5"
 
 
 @pytest.mark.parametrize(

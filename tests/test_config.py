@@ -199,6 +199,7 @@ def test_what_is_shown_can_be_read_again(tmp_path):
         ("{base_model: x, model: {image_size: 256}}", "leave model out"),
         ("base_model: ' '", "base_model is ' ': give a folder"),
         ("source_path: ''", "source_path is '': give a folder"),
+        ("cache_dir: ' '", "cache_dir is ' ': give a folder"),
         ("controlnet: x", "controlnet is given without base_model"),
         ("output_dir: 5", "output_dir is 5: give a text"),
         ("objective: mse", "objective is 'mse': write lines of the form `preset: value`"),

@@ -196,6 +196,14 @@ def test_a_library_that_is_not_installed_is_named(folder, library):
     check_folder(folder, ("feature_extractor",), True)
 
 
+@pytest.mark.parametrize("library", ["os", "os.path"])
+def test_a_library_that_can_hold_no_component_is_named(folder, library):
+    edit(folder / "model_index.json", scheduler=[library, "path"])
+    assert refused(
+        folder, f"model_index.json is damaged (its scheduler is of the library {library}): copy or download"
+    )
+
+
 def test_libraries_that_are_at_hand(folder):
     (folder / "feature_extractor").mkdir()
     (folder / "feature_extractor" / "mine.py").touch()

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import subprocess
 import sys
 import types
@@ -23,10 +24,10 @@ from backshan_diffusers.evaluation import colour_difference, ssim
 from backshan_diffusers.objective import PRESETS
 from backshan_diffusers.training import trackers
 from backshan_diffusers.training.config import ConfigError
-from backshan_diffusers.training.logs import append_row, csv_step, drop_later_lines, peak_memory
+from backshan_diffusers.training.logs import append_row, csv_step, drop_later_lines, json_step, peak_memory
 from backshan_diffusers.training.probes import doubt, probe_stage
 from backshan_diffusers.training.run import TrainingRun
-from backshan_diffusers.training.trainer import StageTrainer
+from backshan_diffusers.training.trainer import StageTrainer, _means
 from backshan_diffusers.training.validation import front_masks, score
 
 ROOT = Path(__file__).parents[1]
@@ -201,6 +202,29 @@ def test_a_table_has_its_columns_once_and_is_cut_back_with_them(tmp_path):
     path.write_text("")
     append_row(path, {"step": 2, "l1": 0.3})
     assert path.read_text() == "step,l1\n2,0.3\n"
+
+
+@pytest.mark.parametrize(
+    ("step_of", "whole", "damaged"),
+    [
+        (json_step, ['{"step": 1}\n', '{"step": 2}\n'], ["half\n", "[3]\n", "{}\n", '{"step": null}\n']),
+        (csv_step, ["step,l1\n", "2,0.5\n"], ["\ufffd,0.5\n", "\n"]),
+    ],
+)
+def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog, step_of, whole, damaged):
+    path = tmp_path / "log"
+    path.write_text("".join([whole[0], *damaged, whole[1]]))
+    drop_later_lines(path, 4, step_of)
+    assert path.read_text() == "".join(whole)
+    (record,) = caplog.records
+    assert record.getMessage() == f"{path} has damaged lines, which are left out: {len(damaged)}."
+
+
+def test_a_step_without_a_back_has_no_share_in_the_accuracy():
+    none, half, loss = torch.tensor(torch.nan), torch.tensor(0.5), torch.tensor(2.0)
+    steps = [{"pair_accuracy": none, "loss": loss}, {"pair_accuracy": half, "loss": loss}]
+    assert _means(steps) == {"pair_accuracy": 0.5, "loss": 2}
+    assert math.isnan(_means([{"pair_accuracy": half, "grad_norm_unet": none}])["grad_norm_unet"])
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------

@@ -626,6 +626,12 @@ def test_clip_skip_takes_an_earlier_layer(pipe):
     assert not hasattr(encoder, "text_model")
 
 
+@pytest.mark.parametrize("layers", [-1, 2, 0.5])
+def test_layers_that_cannot_be_skipped_are_refused(pipe, layers):
+    with pytest.raises(ValueError, match=f"clip_skip is {layers}: give a number from 0 to 1, the text"):
+        pipe(photo(), clip_skip=layers)
+
+
 def test_latents_are_used(pipe):
     latents = torch.randn(1, 4, 8, 8, generator=seeded(7))
     first = pipe(photo(), latents=latents.clone(), output_type="latent", generator=seeded(1)).images

@@ -139,6 +139,16 @@ def test_a_finished_run_does_nothing_more(finished):
     assert after == before
 
 
+def test_a_finished_stage_that_is_damaged_is_named(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    vae = tmp_path / "run" / "vae" / "pipeline"
+    weights = vae / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"x" * 20)
+    words = re.escape(f"a finished stage is damaged ({weights} is damaged (") + "[^()]+" + re.escape("))")
+    with pytest.raises(ConfigError, match=f"^{words}: remove {re.escape(str(vae))} to write it again.$"):
+        train(tmp_path / "run")
+
+
 def test_two_runs_cannot_share_a_folder(tmp_path):
     with FileLock(tmp_path / ".lock"), pytest.raises(ConfigError, match="another run trains in"):
         train(tmp_path)
@@ -237,6 +247,16 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def empty(path: Path) -> None:
+    path.write_text("{}")
+
+
+def become_a_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("a note")
+    path.with_name(f"{path.name}.tmp").write_text("another one")
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "words"),
     [
@@ -246,6 +266,8 @@ def flip(path: Path) -> None:
         ("average_unet.safetensors", Path.unlink, "average_unet.safetensors is missing"),
         ("manifest.json", cut, "manifest.json cannot be read"),
         ("manifest.json", Path.unlink, "manifest.json is missing"),
+        ("manifest.json", empty, "manifest.json lists no values.json"),
+        (".", become_a_file, "manifest.json cannot be read [(]Not a directory[)]"),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog, name, damage, words):

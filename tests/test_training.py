@@ -28,7 +28,7 @@ from backshan_diffusers.conditioning import CONDITIONINGS, control_latents
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.evaluation import colour_difference, ssim
 from backshan_diffusers.objective import PRESETS, Objective
-from backshan_diffusers.training import validation
+from backshan_diffusers.training import validation, whitening
 from backshan_diffusers.training.base import open_base
 from backshan_diffusers.training.batches import (
     StepPairs,
@@ -308,12 +308,13 @@ def test_crops_come_from_every_place_up_to_the_border():
 
 
 @torch.no_grad()
-def test_whitening_changes_latents_and_not_what_they_stand_for():
+def test_whitening_changes_latents_and_not_what_they_stand_for(monkeypatch):
+    monkeypatch.setattr(whitening, "ENCODED_AT_ONCE", 3)
     vae, pictures = tiny_pipeline().vae, pair_arrays().fronts
     pixels = to_pixels(pictures)
     before = vae.encode(pixels).latent_dist
     rebuilt = vae.decode(before.mean).sample
-    whiten_latents(vae, pictures, batch_size=3)
+    whiten_latents(vae, pictures)
     after = vae.encode(pixels).latent_dist
     torch.testing.assert_close(vae.decode(after.mean).sample, rebuilt, rtol=1e-3, atol=1e-4)
     flat = after.mean.movedim(1, 0).flatten(1).numpy()

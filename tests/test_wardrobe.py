@@ -140,6 +140,17 @@ def test_pairs_behave_like_a_sequence():
         pairs[10]
 
 
+def test_a_column_has_the_values_of_its_rows():
+    pairs = load_pairs("wardrobe", split="train", size=64, count=5)
+    names, backs = pairs["item_id"], pairs["back"]
+    assert len(names) == 5 and list(names) == [row["item_id"] for row in pairs]
+    assert names[-1] == pairs[-1]["item_id"] and list(names[1:3]) == [pairs[1]["item_id"], pairs[2]["item_id"]]
+    assert backs[2].tobytes() == pairs[2]["back"].tobytes()
+    assert repr(names).startswith("Column('item_id' of Pairs(")
+    with pytest.raises(KeyError, match="pairs have no column 'side': choose from item_id, group_id, back, front"):
+        pairs["side"]
+
+
 def test_a_shorter_list_is_the_beginning_of_a_longer_one():
     short = load_pairs("wardrobe", split="train", size=64, count=2)
     long = load_pairs("wardrobe", split="train", size=64, count=SEEDS_PER_SPLIT)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 MASKS = ("back_person", "front_person", "back_garments", "front_garments", "front_head", "front_face")
 """Columns of masks, which a source may leave empty."""
@@ -101,6 +101,38 @@ class Source(Protocol):
     def row(self, index: int) -> dict: ...
 
 
+class Column(Sequence):
+    """One column of pairs, whose rows are made when its values are asked for.
+
+    Args:
+        pairs: of which.
+        name: of the column.
+
+    Raises:
+        KeyError: if there is no such column.
+    """
+
+    def __init__(self, pairs: "Pairs", name: str) -> None:
+        if name not in COLUMNS:
+            raise KeyError(f"pairs have no column {name!r}: choose from {', '.join(COLUMNS)}.")
+        self._pairs, self._name = pairs, name
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int | slice) -> "Any | Column":
+        """A value for an integer, a column of fewer rows for a slice."""
+        if isinstance(index, slice):
+            return Column(self._pairs[index], self._name)
+        return self._pairs[index][self._name]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (row[self._name] for row in self._pairs)
+
+    def __repr__(self) -> str:
+        return f"Column({self._name!r} of {self._pairs!r})"
+
+
 class Pairs(Sequence):
     """Rows of a source, made when they are asked for. Small to pickle: it holds the source and the row numbers.
 
@@ -133,8 +165,10 @@ class Pairs(Sequence):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int | slice) -> "dict | Pairs":
-        """A row for an integer (negative ones count from the end), a sequence for a slice."""
+    def __getitem__(self, index: int | slice | str) -> "dict | Pairs | Column":
+        """A row for an integer (negative ones count from the end), a sequence for a slice, a column for its name."""
+        if isinstance(index, str):
+            return Column(self, index)
         if isinstance(index, slice):
             return Pairs(self._source, self._indices[index], self.findings)
         return self._source.row(self._indices[index])

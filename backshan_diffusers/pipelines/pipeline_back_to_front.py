@@ -313,6 +313,7 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         clip_skip: int | None = None,
     ):
         """The parent's; the latest result is kept and given again while nothing that it depends on has changed."""
+        self._check_clip_skip(clip_skip)
         arguments = (device, num_images_per_prompt, do_classifier_free_guidance)
         options = {"lora_scale": lora_scale, "clip_skip": clip_skip}
         state = self._text_encoder_state()
@@ -364,6 +365,15 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         if restore_size and output_type == "latent":
             raise ValueError(
                 "latents cannot be resized to a picture's size: drop restore_size or choose another output_type."
+            )
+
+    def _check_clip_skip(self, clip_skip: int | None) -> None:
+        if clip_skip is None or self.text_encoder is None:
+            return
+        layers = self.text_encoder.config.num_hidden_layers
+        if not (isinstance(clip_skip, Integral) and 0 <= clip_skip <= layers):
+            raise ValueError(
+                f"clip_skip is {clip_skip!r}: give a number from 0 to {layers}, the text encoder's layers."
             )
 
     def _check_latents(self, latents: torch.Tensor | None, count: int, side: int) -> None:

@@ -87,6 +87,8 @@ def find_damage(path: Path) -> str | None:
     """What makes a checkpoint other than it was written, in words; None if nothing does."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if VALUES not in manifest:
+            return f"{MANIFEST} lists no {VALUES}"
         for name, written in manifest.items():
             if (size := (path / name).stat().st_size) != written["bytes"]:
                 return f"{name} has {size:,} bytes instead of {written['bytes']:,}"
@@ -94,6 +96,8 @@ def find_damage(path: Path) -> str | None:
                 return f"{name} holds other bytes than were written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
+    except OSError as error:  # such as a file that stands in the checkpoint's place
+        return f"{Path(error.filename).name} cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     return None
@@ -102,7 +106,7 @@ def find_damage(path: Path) -> str | None:
 def clear_leftovers(folder: Path) -> None:
     """Remove what killed saves and removals left in a stage's folder."""
     for path in folder.glob("checkpoint-*.tmp"):
-        shutil.rmtree(path)
+        _remove(path)
 
 
 def _write_states(folder: Path, states: Mapping[str, Stateful]) -> None:
@@ -171,4 +175,12 @@ def _discard(path: Path) -> None:
     if path.exists():
         removed = path.with_name(f"{path.name}.removed.tmp")
         path.rename(removed)
-        shutil.rmtree(removed)
+        _remove(removed)
+
+
+def _remove(path: Path) -> None:
+    """A checkpoint, or the file or link that somebody has put in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -436,7 +436,7 @@ _AT_LEAST_ONE = (
 _NOT_NEGATIVE = ("kl_weight", "edge_weight", "colour_weight", "warmup_steps", "weight_decay")
 _POSITIVE = ("learning_rate", "unet_learning_rate", "max_grad_norm")
 _SHARES = ("condition_dropout", "prompt_dropout", "ema_decay")
-_NAMES = ("base_model", "controlnet", "source_path")
+_NAMES = ("base_model", "controlnet", "source_path", "cache_dir")
 
 
 def default_stages(base_model: str | None) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import psutil
 import torch
 
 from ..files import write_text
+
+_logger = logging.getLogger(__name__)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -40,13 +43,23 @@ def csv_step(line: str) -> int:
 def drop_later_lines(path: Path, step: int, step_of: Callable[[str], int]) -> None:
     """Leave the lines up to `step`: the steps after it will be done, and logged, once more.
 
-    A last line that a killed run did not finish is dropped too.
+    A last line that a killed run did not finish is dropped too, and so are damaged ones, which a warning counts.
     """
     if not path.exists():
         return
-    complete = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    kept = "".join(line for line in complete if step_of(line) <= step)
-    write_text(path, kept)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    kept, damaged = [], 0
+    for line in text.splitlines(keepends=True):
+        if not line.endswith("\n"):
+            continue
+        try:
+            if step_of(line) <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            damaged += 1
+    if damaged:
+        _logger.warning("%s has damaged lines, which are left out: %d.", path, damaged)
+    write_text(path, "".join(kept))
 
 
 def peak_memory(device: torch.device) -> float:

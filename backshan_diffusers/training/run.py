@@ -366,7 +366,7 @@ def _check_finished(folder: Path) -> None:
     try:
         check_folder(folder, (), safetensors_only=True)
     except OSError as error:
-        reason = str(error).partition(":")[0]
+        reason, _, _ = str(error).rpartition(": ")  # its remedy is for folders
         raise ConfigError(f"a finished stage is damaged ({reason}): remove {folder} to write it again.") from error
 
 

@@ -279,7 +279,7 @@ class StageTrainer:
                     self.accelerator.backward(terms["loss"] / parts)
             made.append({name: term.detach() for name, term in terms.items()})
             items.append(batch["items"])
-        return {name: torch.stack([terms[name] for terms in made]).mean() for name in made[0]}, torch.cat(items)
+        return {name: _mean(name, [terms[name] for terms in made]) for name in made[0]}, torch.cat(items)
 
     def _check_scale(self, items: torch.Tensor) -> None:
         """A loss scaler halves its scale with each step it skips, for ever where gradients are never finite."""
@@ -342,4 +342,10 @@ class StageTrainer:
 def _means(steps: list[Terms]) -> dict[str, float]:
     """Of each term, over the steps that have it: what is probed is not there at every step."""
     names = dict.fromkeys(name for terms in steps for name in terms)
-    return {name: float(torch.stack([terms[name] for terms in steps if name in terms]).mean()) for name in names}
+    return {name: float(_mean(name, [terms[name] for terms in steps if name in terms])) for name in names}
+
+
+def _mean(name: str, values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Batches that show no back have no accuracy; whatever else is no number has to be seen."""
+    stacked = torch.stack([*values])
+    return stacked.nanmean() if name == "pair_accuracy" else stacked.mean()

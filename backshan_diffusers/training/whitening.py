@@ -11,9 +11,11 @@ from .caching import to_pixels
 SMALLEST_SHARE = 1e-8
 """Of the largest variance of a latent direction: one with less holds rounding errors only."""
 
+ENCODED_AT_ONCE = 32
+
 
 @torch.no_grad()
-def whiten_latents(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int = 32) -> None:
+def whiten_latents(vae: AutoencoderKL, pictures: np.ndarray) -> None:
     """Make the latent channels of `pictures` uncorrelated, of mean 0 and variance 1. Rebuilt pictures stay the same.
 
     The mean squared error of a diffusion model counts a latent channel by its variance. In the latents of an
@@ -24,9 +26,8 @@ def whiten_latents(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int = 3
     Args:
         vae: changed in place, its `scaling_factor` becomes 1.
         pictures: `N x H x W x 3` uint8, what the statistics are taken from.
-        batch_size: pictures encoded at once.
     """
-    means, variance = _moments(vae, pictures, batch_size)
+    means, variance = _moments(vae, pictures)
     mu, covariance = means.mean(0), torch.cov(means.T)
     values, vectors = torch.linalg.eigh(covariance)
     if values.min() < SMALLEST_SHARE * values.max():
@@ -49,11 +50,11 @@ def whiten_latents(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int = 3
     vae.register_to_config(scaling_factor=1.0)
 
 
-def _moments(vae: AutoencoderKL, pictures: np.ndarray, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(vae: AutoencoderKL, pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Posterior means of every position, `P x C`, and the mean posterior variance of each channel, both float64."""
     means, variances = [], []
-    for start in range(0, len(pictures), batch_size):
-        posterior = vae.encode(to_pixels(pictures[start : start + batch_size]).to(vae.device)).latent_dist
+    for start in range(0, len(pictures), ENCODED_AT_ONCE):
+        posterior = vae.encode(to_pixels(pictures[start : start + ENCODED_AT_ONCE]).to(vae.device)).latent_dist
         means.append(posterior.mean.movedim(1, -1).flatten(0, -2).cpu().double())
         variances.append(posterior.var.movedim(1, -1).flatten(0, -2).cpu().double())
     return torch.cat(means), torch.cat(variances).mean(0)
