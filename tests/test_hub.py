@@ -1205,6 +1205,7 @@ def test_the_command_pushes(server, clients, tiny_folder):
 
 
 def test_what_a_push_says_stands_below_the_bars_of_what_failed(server, clients, model):
+    tiny_pipeline(seed=51).unet.save_pretrained(model / "unet")  # which the server has not
     server.faults.append(Fault("PUT", "/lfs", "403", 99))
     done = command(clients, "push", model, "org/refused")
     assert done.code == 2 and "%|" in done.err
