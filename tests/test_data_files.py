@@ -264,6 +264,23 @@ def test_a_few_incomplete_pairs_are_left_out_and_listed(tmp_path):
     )
 
 
+def test_pairs_without_a_side_and_unreadable_ones_are_counted_together(tmp_path):
+    folder = make(tmp_path / "train", [f"{number:02d}" for number in range(40)])
+    (folder / "07_front.png").unlink()
+    (folder / "11_back.png").write_bytes(b"broken")
+    assert len(check_pairs(train(tmp_path)).usable) == 38
+    (folder / "08_front.png").unlink()
+    rows = train(tmp_path)
+    with pytest.raises(
+        PairsError, match=r"^3 of 40 pairs cannot be used, which is more than 5% \(07: it has no front"
+    ):
+        check_pairs(rows)
+    with pytest.raises(PairsError, match=r"^1 of 10 pairs cannot be used"):
+        check_pairs(rows.select(range(2, 12)))
+    # those left out before are few of the split, whatever part of it is looked at
+    assert len(check_pairs(rows.select(range(20, 30))).usable) == 10
+
+
 def test_a_pair_that_is_left_out_joins_no_groups(tmp_path):
     """Such as a stand-in for a missing picture."""
     folder = few_of_many(tmp_path)

@@ -1,6 +1,7 @@
 """Pairs in tables, and the sources made of them. What needs data that is not shipped says so and is skipped."""
 
 import pickle
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from backshan_diffusers.data import COLUMNS, PairsError, check_pairs, load_pairs
+from backshan_diffusers.data import COLUMNS, PairsError, check_pairs, load_pairs, tables
 from backshan_diffusers.data.pairs import Skipped, UnreadablePairError
 from backshan_diffusers.data.stored import split_of
 from backshan_diffusers.pictures import Letterbox, load_picture
@@ -95,6 +96,22 @@ def test_rows_hold_the_pictures_and_labels_of_the_table(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("mask", "fits"), [((20, 40), True), ((7, 13), True), ((40, 20), False), ((32, 32), False)])
+def test_a_mask_has_the_shape_of_its_picture(tmp_path, mask, fits):
+    picture = {"bytes": encoded(noise(1).resize((48, 96))), "path": None}
+    covered = {"bytes": encoded(PIL.Image.new("L", mask, 255)), "path": None}
+    values = {"item_id": ["a"], "back": columns(1)["back"], "front": [picture], "front_face": [covered]}
+    table(values).cast_column("front_face", datasets.Image()).to_parquet(tmp_path / "train.parquet")
+    rows = opened(tmp_path)
+    if fits:
+        columns_inside = np.asarray(rows[0]["front_face"]).mean(axis=0) == 255
+        assert abs(int(columns_inside.sum()) - 16) <= 1
+    else:
+        words = f"its front_face has another shape ({mask[0]} x {mask[1]} px) than its picture (48 x 96 px)."
+        with pytest.raises(PairsError, match=re.escape(words)):
+            rows[0]
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -110,6 +127,16 @@ def test_parquet_files_of_a_split(tmp_path, name):
     path = tmp_path / name.partition("/")[0] if "*" in name else tmp_path
     assert [row["item_id"] for row in opened(path)] == ["i0", "i1"]
     assert "has no split 'test', only train: add it" in refusal(path, "test")
+
+
+def test_no_file_is_much_larger_than_the_limit(tmp_path, monkeypatch):
+    pairs = load_pairs("wardrobe", split="train", size=64, count=12)
+    for folder, files in (("one", 1), ("two", 2)):
+        (tmp_path / folder).mkdir()
+        tables.write_tables(pairs, "train", tmp_path / folder)
+        written = sorted(map(str, (tmp_path / folder).glob("*.parquet")))
+        assert len(written) == files
+        monkeypatch.setattr(tables, "TABLE_BYTES", datasets.Dataset.from_parquet(written).data.nbytes / 1.4)
 
 
 def test_several_files_of_a_split_are_read_in_the_order_of_their_names(tmp_path):

@@ -482,6 +482,15 @@ def test_exchanges_that_cancel_each_other_in_a_plain_weighted_sum_are_noticed():
     assert states[0] != states[1]
 
 
+def test_a_prompt_that_was_rounded_by_autocast_is_not_kept(pipe):
+    passes = Passes(pipe)
+    call = functools.partial(pipe, photo(), generator=seeded(), num_inference_steps=1)
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert passes.during(call) == 1
+    assert [passes.during(call), passes.during(call)] == [1, 0]
+
+
 def test_a_kept_prompt_is_forgotten_when_words_get_other_tokens(pipe):
     pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer) + 2)
     passes = Passes(pipe)

@@ -17,8 +17,11 @@ from backshan_diffusers import (
     BackToFrontPipelineOutput,
     cli,
     data,
+    evaluation,
     export,
     hub,
+    models,
+    pipelines,
 )
 from backshan_diffusers.objective import PRESETS, Objective
 from backshan_diffusers.training.config import STAGES, TrainingConfig
@@ -92,6 +95,37 @@ def test_exports_of_export():
     assert list(inspect.signature(export.export_onnx).parameters) == ["pipeline", "target", "origin"]
     assert list(inspect.signature(export.load_stored_controlnet).parameters) == ["folder"]
     assert list(inspect.signature(export.origin_of).parameters) == ["folder", "repo_id"]
+
+
+def test_exports_of_models_and_pipelines():
+    assert sorted(models.__all__) == ["BackshanControlNetModel", "BackshanControlNetOutput"]
+    assert sorted(pipelines.__all__) == ["BackToFrontPipeline", "BackToFrontPipelineOutput", "NotFiniteError"]
+
+
+def test_exports_of_evaluation():
+    arguments = {
+        "GeneratedFront": "pipeline seed num_inference_steps blank",
+        "Interval": "mean low high items groups",
+        "METRICS": None,
+        "Metric": "label function mask lower_is_better digits",
+        "MirroredBack": "",
+        "NearestTrainingFront": "training_rows processes",
+        "colour_difference": "generated front mask",
+        "l1": "generated front mask",
+        "mean_interval": "values groups seed",
+        "mean_intervals": "values groups seed",
+        "measure": "rows systems batch_size other_sides",
+        "share_interval": "values groups",
+        "side_correct": "generated front other_side",
+        "ssim": "generated front mask",
+        "summarise": "records ours seed",
+        "summarise_sides": "records things",
+    }
+    assert sorted(evaluation.__all__) == sorted(arguments)
+    for name, expected in arguments.items():
+        if expected is not None:
+            assert list(inspect.signature(getattr(evaluation, name)).parameters) == expected.split(), name
+    assert list(evaluation.METRICS) == ["person_l1", "person_ssim", "garment_colour_difference", "head_l1"]
 
 
 def test_options_of_push_and_their_defaults():

@@ -70,6 +70,7 @@ def generate(options: argparse.Namespace) -> int:
     with quiet_libraries():
         pipeline = load_pipeline(options.model, found, device, dtype)
         settings = settings_of(pipeline, options)
+        _report_what_does_nothing(pipeline.tokenizer, settings)
         with refusing_to_write_in(folder):
             folder.mkdir(parents=True, exist_ok=True)
             clear_unfinished(folder)
@@ -95,16 +96,20 @@ def settings_of(pipeline: BackToFrontPipeline, options: argparse.Namespace) -> d
     if settings["num_inference_steps"] > most:
         raise UnusableArgumentError(f"this model has {most} timesteps: give --steps of at most {most}.")
     _check_scheduler(pipeline.scheduler, settings["num_inference_steps"])
-    if options.negative_prompt is not None and settings["guidance_scale"] <= 1:
+    return settings
+
+
+def _report_what_does_nothing(tokenizer, settings: dict[str, str | int | float | None]) -> None:
+    """A negative prompt without guidance, and the words of a prompt that are too many for the model."""
+    if settings["negative_prompt"] is not None and settings["guidance_scale"] <= 1:
         report(
             f"the negative prompt does nothing at guidance {settings['guidance_scale']:g}: give --guidance 2 or so."
         )
-    longest = pipeline.tokenizer.model_max_length
+    longest = tokenizer.model_max_length
     for name in ("prompt", "negative_prompt"):
-        tokens = len(pipeline.tokenizer(settings[name] or "").input_ids)
+        tokens = len(tokenizer(settings[name] or "").input_ids)
         if tokens > longest:
             report(f"the {name.replace('_', ' ')} has {tokens - 2} tokens: only the first {longest - 2} are used.")
-    return settings
 
 
 def _check_scheduler(scheduler, steps: int) -> None:

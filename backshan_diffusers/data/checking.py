@@ -6,7 +6,7 @@ from functools import partial
 from typing import TypeVar
 
 from .arrays import read_chunks
-from .pairs import Findings, Pairs, Skipped, UnreadablePairError, refuse_too_many
+from .pairs import Findings, Pairs, Skipped, UnreadablePairError, refuse_too_many_more
 
 Result = TypeVar("Result")
 
@@ -54,7 +54,7 @@ def check_pairs(rows: Pairs, processes: int = 1) -> PairCheck:
         usable += [looked_at + position for position in good]
         looked_at += len(good) + len(bad)
         skipped += bad
-        refuse_too_many(skipped, len(rows))
+        refuse_too_many_more(skipped, rows)
     findings = replace(rows.findings, skipped=(*rows.findings.skipped, *skipped))
     return PairCheck(rows.select(usable) if skipped else rows, findings)
 

@@ -16,16 +16,35 @@ from .tables import find_tables
 class TablePairs(StoredPairs):
     """A table may hold masks."""
 
-    def masks(self, position: int, files: Mapping[str, Encoded]) -> dict[str, Image.Image]:
-        """Those in the table's columns."""
-        masks = {}
+    def masks(
+        self, position: int, files: Mapping[str, Encoded], letterboxes: Mapping[str, Letterbox]
+    ) -> dict[str, Image.Image]:
+        """Those in the table's columns; one may have fewer or more px than its picture, but the same shape."""
+        item_id, masks = self.store.item_ids[position], {}
         for name, file in self.store.masks(position).items():
             try:
                 with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as mask:
-                    masks[name] = Letterbox(mask.size, self.size).apply_to_mask(mask.convert("L"))
+                    grey = mask.convert("L")
             except Exception as error:  # damaged files make PIL's readers raise nearly anything
-                raise UnreadablePairError(self.store.item_ids[position], f"its {name} cannot be read") from error
+                raise UnreadablePairError(item_id, f"its {name} cannot be read") from error
+            picture, letterbox = letterboxes[name.partition("_")[0]], Letterbox(grey.size, self.size)
+            if not _nearly_equal(letterbox.content_size, picture.content_size):
+                raise UnreadablePairError(
+                    item_id,
+                    f"its {name} has another shape ({_in_px(grey.size)}) than its picture"
+                    f" ({_in_px(picture.picture_size)})",
+                )
+            masks[name] = letterbox.apply_to_mask(grey)
         return masks
+
+
+def _nearly_equal(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Within the px by which small masks are rounded otherwise than large pictures."""
+    return all(abs(a - b) <= 1 for a, b in zip(size, other, strict=True))
+
+
+def _in_px(size: tuple[int, int]) -> str:
+    return "{} x {} px".format(*size)
 
 
 def open_folder(path: Path, split: str, size: int) -> StoredPairs:

@@ -41,7 +41,9 @@ class LpcTable(PictureTable):
 class LpcPairs(StoredPairs):
     """Where a picture is not transparent is the person."""
 
-    def masks(self, position: int, files: Mapping[str, Encoded]) -> dict[str, Image.Image]:
+    def masks(
+        self, position: int, files: Mapping[str, Encoded], letterboxes: Mapping[str, Letterbox]
+    ) -> dict[str, Image.Image]:
         """The person masks; nothing else is known of a pixel."""
         return {f"{view}_person": _opacity(file, self.size) for view, file in files.items()}
 

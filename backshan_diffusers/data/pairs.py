@@ -55,11 +55,13 @@ class Findings:
         skipped: pairs that are left out because something is wrong with them.
         repeated: `item_id` of pairs that are left out because an earlier pair holds the same two files.
         joined_groups: how many groups became one with another because they share a picture.
+        total: how many pairs the split had before any was left out; 0 where none can be wrong.
     """
 
     skipped: tuple[Skipped, ...] = ()
     repeated: tuple[str, ...] = ()
     joined_groups: int = 0
+    total: int = 0
 
 
 def refuse_too_many(skipped: Sequence[Skipped], total: int) -> None:
@@ -78,6 +80,16 @@ def refuse_too_many(skipped: Sequence[Skipped], total: int) -> None:
             f"{len(skipped)} of {total} pairs cannot be used, which is more than {TOLERATED_SHARE:.0%} ({named}):"
             " repair them or take them out."
         )
+
+
+def refuse_too_many_more(skipped: Sequence[Skipped], rows: "Pairs") -> None:
+    """Stop where too many of `rows` cannot be read, or of their split together with those left out before.
+
+    Raises:
+        PairsError: as [`refuse_too_many`].
+    """
+    refuse_too_many(skipped, len(rows))
+    refuse_too_many((*rows.findings.skipped, *skipped), max(rows.findings.total, len(rows)))
 
 
 class Source(Protocol):

@@ -89,20 +89,25 @@ class StoredPairs:
         item_id, files = self.store.item_ids[position], dict(zip(VIEWS, self.store.load(position), strict=True))
         row = dict.fromkeys(COLUMNS)
         row |= {"item_id": item_id, "group_id": self.group_ids[index], "attributes": self.store.attributes(position)}
+        letterboxes = {}
         for view, file in files.items():
             try:
                 picture = load_picture(file, pixels_to_decode(self.size, restore_size=False))
             except (PictureError, OSError) as error:
                 raise UnreadablePairError(item_id, f"its {view} cannot be read, {str(error).rstrip('.')}") from error
-            row[view] = Letterbox(picture.size, self.size).apply(picture)
-        return row | self.masks(position, files)
+            letterboxes[view] = Letterbox(picture.size, self.size)
+            row[view] = letterboxes[view].apply(picture)
+        return row | self.masks(position, files, letterboxes)
 
-    def masks(self, position: int, files: Mapping[str, Encoded]) -> dict[str, Image.Image]:
+    def masks(
+        self, position: int, files: Mapping[str, Encoded], letterboxes: Mapping[str, Letterbox]
+    ) -> dict[str, Image.Image]:
         """The masks that there are of a pair of the store, by their column; here none.
 
         Args:
             position: in the store.
             files: of the two views.
+            letterboxes: that their pictures, upright, went through.
         """
         return {}
 
@@ -189,7 +194,10 @@ def _rows(store: Store, catalogue: _Catalogue, members: Sequence[int], key: str,
     kept = [member for member in members if member not in faults and member not in catalogue.repeated]
     groups_before, groups = ({ids[member] for member in members} for ids in (store.group_ids, catalogue.group_ids))
     findings = Findings(
-        skipped, tuple(store.item_ids[member] for member in repeated), len(groups_before) - len(groups)
+        skipped,
+        tuple(store.item_ids[member] for member in repeated),
+        len(groups_before) - len(groups),
+        len(members),
     )
     key = f"{reader.__name__} {key} {size} {store.key}"
     return reader(store, size, key, kept, [catalogue.group_ids[member] for member in kept], findings)

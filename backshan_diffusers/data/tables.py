@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import re
 import tempfile
 from collections import Counter
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import PIL.Image
 
-from .pairs import MASKS, SPLITS, VIEWS, Pairs, PairsError, Skipped, UnreadablePairError, refuse_too_many
+from .pairs import MASKS, SPLITS, VIEWS, Pairs, PairsError, Skipped, UnreadablePairError, refuse_too_many_more
 from .stored import Encoded, Parts, files_key, stamp
 
 if TYPE_CHECKING:
@@ -258,12 +259,12 @@ def write_tables(pairs: Pairs, split: str, folder: Path) -> tuple[int, int]:
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         features = datasets.Features(kinds)
         table = datasets.Dataset.from_generator(rows, features=features, cache_dir=cache)
-        refuse_too_many(skipped, len(pairs))
+        refuse_too_many_more(skipped, pairs)
         labels = [json.loads(text) for text in table["attributes"]]
         table = table.remove_columns("attributes")
         for name in dict.fromkeys(name for row in labels for name in row):
             table = _with_label(table, name, [row.get(name) for row in labels])
-        count = max(1, round(table.data.nbytes / TABLE_BYTES))
+        count = max(1, math.ceil(table.data.nbytes / TABLE_BYTES))
         for number in range(count):
             shard = table.shard(count, number, contiguous=True)
             shard.to_parquet(str(folder / f"{split}-{number:05d}-of-{count:05d}.parquet"))

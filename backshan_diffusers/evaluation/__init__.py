@@ -3,7 +3,7 @@
 from .baselines import GeneratedFront, MirroredBack, NearestTrainingFront
 from .compare import measure, summarise, summarise_sides
 from .metrics import METRICS, Metric, colour_difference, l1, side_correct, ssim
-from .statistics import Interval, difference_interval, mean_interval, mean_intervals, share_interval
+from .statistics import Interval, mean_interval, mean_intervals, share_interval
 
 __all__ = [
     "METRICS",
@@ -13,7 +13,6 @@ __all__ = [
     "MirroredBack",
     "NearestTrainingFront",
     "colour_difference",
-    "difference_interval",
     "l1",
     "mean_interval",
     "mean_intervals",

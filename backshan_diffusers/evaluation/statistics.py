@@ -34,22 +34,6 @@ def mean_interval(values: Sequence[float], groups: Sequence[Hashable], seed: int
     return mean_intervals(np.asarray(values, dtype=np.float64)[:, None], groups, seed)[0]
 
 
-def difference_interval(
-    ours: Sequence[float], theirs: Sequence[float], groups: Sequence[Hashable], seed: int = 0
-) -> Interval:
-    """The mean of the paired differences `ours - theirs` with its interval.
-
-    Being taken item by item, it does not vary with what is hard for both.
-
-    Raises:
-        ValueError: if the two do not have as many values, or [`mean_intervals`] refuses their differences.
-    """
-    ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    if ours.shape != theirs.shape:
-        raise ValueError(f"paired values of {ours.shape} and {theirs.shape}: give both systems the same items.")
-    return mean_interval(ours - theirs, groups, seed)
-
-
 def mean_intervals(values: np.ndarray, groups: Sequence[Hashable], seed: int = 0) -> list[Interval]:
     """The mean of each column with its percentile bootstrap interval (Efron 1979), resampling whole groups.
 

@@ -30,6 +30,9 @@ from ..publishing import Published, hub_in_words
 DEFAULT_PROMPT = "Front side of the person"
 """The prompt where neither a call nor a record names one."""
 
+FEATURES = ("all", "mid", "last_down")
+"""Which residuals of a pass are its control features."""
+
 
 @dataclass
 class BackshanControlNetOutput(ControlNetOutput):
@@ -138,7 +141,12 @@ class BackshanControlNetModel(Published, ControlNetModel):
             )
         arguments["conditioning_channels"] = expected
         check_count("image_size", image_size, int)  # NumPy's numbers cannot be written into a config
-        shrinkage = 2 ** (len(conditioning_embedding_out_channels or (None,)) - 1)
+        if not conditioning_embedding_out_channels:
+            raise ValueError(
+                f"conditioning_embedding_out_channels is {conditioning_embedding_out_channels!r}: give the width of"
+                " each level of the condition embedding."
+            )
+        shrinkage = 2 ** (len(conditioning_embedding_out_channels) - 1)
         if image_size % shrinkage:
             raise ValueError(
                 f"image_size is {image_size}: give a multiple of {shrinkage}, by which the condition embedding shrinks"
@@ -343,8 +351,8 @@ class BackshanControlNetModel(Published, ControlNetModel):
         Raises:
             ValueError: if there are no such features, or `output` does not hold them.
         """
-        if features not in ("all", "mid", "last_down"):
-            raise ValueError(f"features is {features!r}: choose one of all, mid, last_down.")
+        if features not in FEATURES:
+            raise ValueError(f"features is {features!r}: choose one of {', '.join(FEATURES)}.")
         if before_zero_convolutions and getattr(output, "mid_block_hidden_state", None) is None:
             raise ValueError("the output holds no hidden states: call the model with hidden_states_of.")
         if before_zero_convolutions:

@@ -17,7 +17,7 @@ import numpy as np
 from ...data import Pairs, PairsError
 from ...data.arrays import CHUNK, read_arrays
 from ...data.checking import read_usable, summary
-from ...data.pairs import MASKS, Skipped, refuse_too_many
+from ...data.pairs import MASKS, Skipped, refuse_too_many_more
 from ...faces import masking_key, read_masked_arrays
 from ...files import complete_file
 from .storage import alone, key_of, writing_in
@@ -157,7 +157,7 @@ def _write_pairs(
         with writing_in(folder):
             unfinished.append(made, bad)
         try:
-            refuse_too_many(unfinished.skipped(), len(rows))
+            refuse_too_many_more(unfinished.skipped(), rows)
         except PairsError:
             unfinished.discard()
             raise
