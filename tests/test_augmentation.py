@@ -208,8 +208,9 @@ def test_between_pixels_pictures_are_interpolated():
 
 
 def test_what_comes_in_continues_the_border():
-    picture = np.full((16, 16, 3), 90, dtype=np.uint8)
-    assert (move_picture(picture, np.array([[1.0, 0, 7], [0, 1, -5]])) == 90).all()
+    picture = np.random.RandomState(0).randint(0, 256, (16, 16, 3)).astype(np.uint8)
+    continued = np.pad(picture, ((0, 5), (7, 0), (0, 0)), mode="edge")
+    assert np.array_equal(move_picture(picture, np.array([[1.0, 0, 7], [0, 1, -5]])), continued[5:, :16])
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------

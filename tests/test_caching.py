@@ -6,6 +6,7 @@ import os
 import resource
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from backshan_diffusers import BackToFrontPipeline
 from backshan_diffusers.conditioning import control_image
 from backshan_diffusers.data import Pairs, load_pairs, wardrobe
 from backshan_diffusers.data.arrays import CHUNK
+from backshan_diffusers.data.pairs import UnreadablePairError
 from backshan_diffusers.training.augmentation import Augmentation
 from backshan_diffusers.training.batches import StepPairs, StepSampler
 from backshan_diffusers.training.caching import (
@@ -51,14 +53,17 @@ class Greys:
     Args:
         broken: a row that cannot be made.
         pause: seconds that a row takes.
+        unreadable: rows that are left out.
     """
 
     capacity, size, key = COUNT, 32, "greys 1"
 
-    def __init__(self, broken: int | None = None, pause: float = 0.0):
-        self.broken, self.pause, self.made = broken, pause, []
+    def __init__(self, broken: int | None = None, pause: float = 0.0, unreadable: Sequence[int] = ()):
+        self.broken, self.pause, self.unreadable, self.made = broken, pause, unreadable, []
 
     def row(self, index):
+        if index in self.unreadable:
+            raise UnreadablePairError(f"grey {index}", "it is not there")
         if index == self.broken:
             raise RuntimeError(f"row {index} is broken")
         time.sleep(self.pause)
@@ -131,6 +136,14 @@ def test_a_killed_run_is_gone_on_from(tmp_path):
     check_greys(cache_pairs(greys.rows(), tmp_path, workers=1))
     assert greys.made == list(range(2 * CHUNK, COUNT))
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_pairs_that_a_killed_run_left_out_are_few_of_all_not_of_those_that_it_did_not_reach(tmp_path):
+    left_out = (3, 5, 70)
+    with pytest.raises(RuntimeError, match="row 130"):
+        cache_pairs(Greys(broken=130, unreadable=left_out).rows(), tmp_path, workers=1)
+    pairs = cache_pairs(Greys(unreadable=left_out).rows(), tmp_path, workers=1)
+    assert pairs.backs[:, 0, 0, 0].tolist() == [index for index in range(COUNT) if index not in left_out]
 
 
 def test_a_run_that_was_killed_at_its_very_end_only_finishes(tmp_path, monkeypatch):

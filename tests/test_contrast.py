@@ -10,11 +10,13 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from test_stages import MID, control_batch, control_stage
+from tiny import tiny_config
 from two_processes import launch
 
 from backshan_diffusers.objective import PRESETS, SMALLEST_TEMPERATURE
 from backshan_diffusers.training.contrast import ComparisonHead, compare
 from backshan_diffusers.training.probes import probe_stage
+from backshan_diffusers.training.run import TrainingRun
 
 HERE = Path(__file__).parent
 OBJECTIVES = {
@@ -144,6 +146,7 @@ def process(folder: Path) -> None:
             found[f"{name} in {parts}"] = gradients(stage)
         found[f"norms of {name}"] = norms(stage, half)
         assert torch.equal(gradients(stage), found[f"{name} in 2"])  # the probe leaves them
+    TrainingRun(tiny_config(folder / "run", batch_size=1))  # not refused: of a step's two pairs each has one
     if accelerator.is_main_process:
         save_file(found, folder / "gradients.safetensors")
     accelerator.end_training()

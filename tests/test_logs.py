@@ -16,19 +16,20 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from test_stages import MID, control_batch, control_stage
-from tiny import tiny_config, tiny_prior
+from tiny import pair_arrays, tiny_config, tiny_pipeline, tiny_prior
 
 from backshan_diffusers.data import COLUMNS, Pairs, load_pairs
 from backshan_diffusers.data.pairs import UnreadablePairError
 from backshan_diffusers.evaluation import colour_difference, ssim
 from backshan_diffusers.objective import PRESETS
-from backshan_diffusers.training import trackers
+from backshan_diffusers.sheets import picture_sheet
+from backshan_diffusers.training import trackers, trainer
 from backshan_diffusers.training.config import ConfigError
 from backshan_diffusers.training.logs import append_row, csv_step, drop_later_lines, json_step, peak_memory
 from backshan_diffusers.training.probes import doubt, probe_stage
 from backshan_diffusers.training.run import TrainingRun
 from backshan_diffusers.training.trainer import StageTrainer, _means
-from backshan_diffusers.training.validation import front_masks, score
+from backshan_diffusers.training.validation import front_masks, generate, rebuild, score
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "examples" / "configs" / "smoke.yaml"
@@ -169,6 +170,25 @@ def test_a_line_holds_what_was_measured_since_the_last_one(tmp_path):
     assert line["grad_norm_mse"] == pytest.approx(mean, rel=1e-3)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_speed_is_that_of_all_processes_without_the_time_of_validation(tmp_path, monkeypatch, processes):
+    clock = types.SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(Accelerator, "num_processes", processes)
+    stage, make_batch = tiny_prior()
+
+    def make_slowly(number, sampler):
+        clock.now += 0.5
+        return make_batch(number, sampler)
+
+    def validate(step):
+        clock.now += 100
+
+    settings = tiny_config(tmp_path, max_steps=8, log_every=4, validate_every=3, checkpoint_every=8, probe_every=9)
+    StageTrainer(Accelerator(), stage, make_slowly, settings, "prior", tmp_path).train(validate)
+    assert [line["images_per_second"] for line in lines_of(tmp_path)] == [4 * processes] * 2
+
+
 def test_every_rate_is_logged(tmp_path):
     rates = {"learning_rate": 4e-4, "unet_learning_rate": 1e-4, "max_steps": 2}
     train(tmp_path / "two", control_stage(MID), control_batch(), warmup_steps=4, **rates)
@@ -244,6 +264,22 @@ def test_scores_are_means_over_the_people_or_over_all_pixels():
         for name, metric in (("ssim", ssim), ("colour_difference", colour_difference)):
             expected = np.mean([metric(made[i], true[i], used[i]) for i in range(2)])
             assert found[prefix + name] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("stage", "scored"), [("vae", 9), ("prior", 8), ("controlnet", 9)])
+def test_a_sheet_has_eight_rows_and_a_model_that_knows_no_backs_is_scored_by_these(tmp_path, stage, scored):
+    run, pipeline, held_out = TrainingRun(tiny_config(tmp_path)), tiny_pipeline(), pair_arrays(9)
+    prompts = pipeline.encode_prompt(["Front side of the person", ""], "cpu", 1, False)[0]
+    run._validate(stage, 4, pipeline, held_out, None, prompts)
+    sheet = Image.open(tmp_path / stage / "sheets" / "0000004.png")
+    blank = Image.new("RGB", (64, 64))
+    assert sheet.size == picture_sheet([[blank] * 3] * 8).size
+    if stage == "vae":
+        results = rebuild(pipeline.vae, held_out.fronts)
+    else:
+        results = generate(pipeline, held_out.backs, 0, prompts)[:scored]
+    (row,) = csv.DictReader((tmp_path / stage / "validation.csv").read_text().splitlines())
+    assert float(row["l1"]) == pytest.approx(score(results, held_out.fronts, None)["l1"], abs=1e-6)
 
 
 class Masked:

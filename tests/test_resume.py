@@ -28,7 +28,14 @@ from tiny import TINY, tiny_config, tiny_prior
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.files import DiskFullError, full_disk_in_words
 from backshan_diffusers.objective import PRESETS
-from backshan_diffusers.training.checkpoints import checkpoint_steps, find_damage, save_checkpoint
+from backshan_diffusers.training.checkpoints import (
+    checkpoint_path,
+    checkpoint_steps,
+    find_damage,
+    load_checkpoint,
+    newest_sound_step,
+    save_checkpoint,
+)
 from backshan_diffusers.training.config import STAGES, ConfigError
 from backshan_diffusers.training.records import check_record, write_record
 from backshan_diffusers.training.run import TrainingRun
@@ -183,6 +190,37 @@ def assert_same(one, other):
         assert one == other
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_moments_come_back_lying_as_the_weights_do_now(tmp_path, last):
+    """A fused optimizer takes it for granted."""
+    before = train_prior(tmp_path, channels_last=not last).optimizer.state_dict()["state"]
+    trainer = trainer_of(tmp_path, channels_last=last)
+    for old, (weight, new) in zip(before.values(), trainer.optimizer.state.items(), strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(new[name], old[name]) and new[name].stride() == weight.stride()
+    assert any(weight.ndim == 4 and weight.is_contiguous() != last for weight in trainer.optimizer.state)
+
+
+class Twice:
+    """Holds one tensor in two places, as the moments of 8 bits do their tables."""
+
+    def __init__(self, table: torch.Tensor | None = None):
+        self.table, self.loaded = table, None
+
+    def state_dict(self) -> dict:
+        return {"first": self.table, "others": [self.table]}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.loaded = state
+
+
+def test_a_tensor_in_two_places_is_one_again(tmp_path):
+    save_checkpoint(tmp_path, 1, {"optimizer": Twice(torch.arange(3.0))}, keep=1)
+    fresh = Twice()
+    load_checkpoint(checkpoint_path(tmp_path, 1), {"optimizer": fresh})
+    assert fresh.loaded["first"].tolist() == [0, 1, 2] and fresh.loaded["others"][0] is fresh.loaded["first"]
+
+
 def test_a_loss_scaler_is_resumed_too(tmp_path):
     def scaled(scale: float) -> StageTrainer:
         engine = Accelerator()
@@ -318,6 +356,12 @@ def test_as_many_checkpoints_are_kept_as_were_asked_for(tmp_path, limit):
     assert checkpoint_steps(tmp_path) == [1, 2, 3, 4][-limit:]
 
 
+def test_checkpoints_come_in_the_order_of_their_numbers(tmp_path):
+    for step in (9, 10, 100):
+        save_checkpoint(tmp_path, step, {"model": torch.nn.Linear(1, 1)}, keep=2)
+    assert checkpoint_steps(tmp_path) == [10, 100] and newest_sound_step(tmp_path) == 100
+
+
 def test_leftovers_of_killed_saves_are_removed_and_never_found(tmp_path):
     train_prior(tmp_path)
     for name in ("checkpoint-9.tmp", "checkpoint-4.removed.tmp"):
@@ -420,7 +464,10 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
 # --- records ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{"learning_rate": 1e-3}, {"max_steps": 6}, {"seed": 1}, {"batch_size": 4}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"learning_rate": 1e-3}, {"max_steps": 6}, {"seed": 1}, {"batch_size": 4}, {"channels_last": False}],
+)
 def test_a_folder_is_not_trained_on_with_other_values(finished, changes):
     before = (finished / "vae" / "training_config.yaml").read_bytes()
     with pytest.raises(ConfigError, match=f"was trained with {next(iter(changes))} .*: give another output_dir"):

@@ -181,9 +181,12 @@ def test_min_snr_weighs_every_item_by_its_timestep(kind):
 @pytest.mark.parametrize(("train_unet", "learns"), [(None, {"controlnet"}), ("all", {"controlnet", "unet"})])
 def test_only_the_models_of_a_stage_learn(train_unet, learns):
     pipeline = tiny_pipeline()
-    stage = control_stage(Objective(contrastive_weight=0.5), train_unet, pipeline)
-    stage(control_batch())["loss"].backward()
     models = {"controlnet": pipeline.controlnet, "unet": pipeline.unet}
+    for name, model in models.items():
+        model.train(name not in learns)
+    stage = control_stage(Objective(contrastive_weight=0.5), train_unet, pipeline)
+    assert {name for name, model in models.items() if model.training} == learns
+    stage(control_batch())["loss"].backward()
     assert {n for n, m in models.items() if any(p.grad is not None for p in m.parameters())} == learns
     assert {id(p) for p in stage.parameters()} == {id(p) for n in learns for p in models[n].parameters()}
     assert [name for name, _ in stage.named_trained()] == sorted(learns)
@@ -299,6 +302,7 @@ def test_the_probe_names_the_view_and_gives_backs_to_the_next_item():
     batch["front_control"] = batch["back_control"].roll(1, 0)
     terms = stage.probe(batch)
     assert (terms["pair_accuracy_real_back"], terms["pair_accuracy_shuffled_back"]) == (0, 1)
+    batch = control_batch(6)
     batch["front_control"] = torch.zeros_like(batch["back_control"])
     terms = stage.probe(batch)
     for view in ("back", "front"):

@@ -45,7 +45,7 @@ from backshan_diffusers.training.caching import cache_latents, cache_pairs, enco
 from backshan_diffusers.training.checkpoints import checkpoint_steps
 from backshan_diffusers.training.config import STAGES, ConfigError, ModelSize
 from backshan_diffusers.training.order import LikenessOrder, RandomOrder, describe_by_attributes
-from backshan_diffusers.training.run import TrainingRun
+from backshan_diffusers.training.run import Previews, TrainingRun
 from backshan_diffusers.training.scratch import build_controlnet, build_pipeline
 from backshan_diffusers.training.stages import PriorStage, denoising_target, learning, noise_schedule
 from backshan_diffusers.training.trainer import StageTrainer, learning_rate_factor
@@ -361,6 +361,14 @@ def test_a_run_ends_with_a_pipeline_that_works(finished):
     assert pipeline.controlnet.config.image_size == 64
 
 
+def test_previews_are_shown_after_every_so_many_checkpoints(tmp_path):
+    shown = []
+    previews = Previews(2, lambda stage, step, write: shown.append((stage, step)))
+    values = {"stages": {"vae": {}}, "max_steps": 9, "checkpoint_every": 2, "validate_every": 9}
+    TrainingRun(tiny_config(tmp_path, **values), previews).run()
+    assert shown == [("vae", 4), ("vae", 8)]
+
+
 def test_a_stage_hands_its_weights_to_the_next(finished):
     name = "pipeline/vae/diffusion_pytorch_model.safetensors"
     vae, joint = (load_file(finished / stage / name) for stage in ("vae", "joint"))
@@ -466,6 +474,15 @@ def test_pictures_are_made_a_few_at_a_time_each_as_if_alone(monkeypatch):
         np.testing.assert_allclose(np.asarray(one, int), np.asarray(other, int), atol=1)
 
 
+@torch.no_grad()
+def test_what_an_autoencoder_gives_back_is_rounded_and_ends_at_black_and_white():
+    vae, pictures = tiny_pipeline().vae, pair_arrays().fronts
+    vae.decoder.conv_out.weight *= 20
+    values = vae.decode(vae.encode(to_pixels(pictures)).latent_dist.mean).sample.permute(0, 2, 3, 1).numpy()
+    assert values.min() < -1.1 and values.max() > 1.1
+    np.testing.assert_array_equal(np.stack(rebuild(vae, pictures)), np.rint((values.clip(-1, 1) + 1) * 127.5))
+
+
 def test_held_out_errors_are_those_of_the_saved_weights(finished):
     rows = load_pairs("wardrobe", split="validation", size=64, count=2)
     held_out = cache_pairs(rows, finished / "cache", 1)
@@ -541,6 +558,22 @@ def test_a_line_of_the_log_is_the_mean_since_the_last_one(tmp_path):
     assert [line["step"] for line in lines[2]] == [2, 4]
 
 
+def test_the_terms_of_a_step_are_means_over_its_micro_batches(tmp_path):
+    stage, make_batch = tiny_prior()
+    batch = make_batch(0, None)
+
+    def make_louder(number, sampler):
+        return {**batch, "latents": batch["latents"] * (1 + number)}
+
+    settings = tiny_config(tmp_path, gradient_accumulation_steps=2)
+    trainer = StageTrainer(Accelerator(), stage, make_louder, settings, "prior", tmp_path)
+    with torch.no_grad():
+        each = [float(stage(make_louder(number, None))["loss"]) for number in (0, 1)]
+    terms, items = trainer.advance()
+    assert items == 4 and each[1] > 1.1 * each[0]
+    assert float(terms["loss"]) == pytest.approx(np.mean(each), rel=1e-5)
+
+
 def test_validation_between_two_lines_of_the_log_loses_no_step(tmp_path):
     stage, make_batch = tiny_prior()
     every = {"log_every": 4, "checkpoint_every": 4, "validate_every": 3}
@@ -553,10 +586,18 @@ def test_validation_between_two_lines_of_the_log_loses_no_step(tmp_path):
         return terms
 
     trainer.module.forward = spy
-    trainer.train(lambda step: time.sleep(0.5))
+    trainer.train(lambda step: None)
     (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(single) == 4 and line["loss"] == pytest.approx(np.mean(single), abs=2e-6)
-    assert line["images_per_second"] > 0
+
+
+def test_the_last_step_is_logged_validated_and_saved_whatever_its_number(tmp_path):
+    every = {"max_steps": 3, "log_every": 2, "validate_every": 2, "checkpoint_every": 2}
+    validated, saved = [], []
+    trainer = StageTrainer(Accelerator(), *tiny_prior(), tiny_config(tmp_path, **every), "prior", tmp_path)
+    trainer.train(validated.append, saved.append)
+    logged = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert logged == validated == saved == checkpoint_steps(tmp_path) == [2, 3]
 
 
 def test_averaged_weights_are_what_is_saved_and_what_is_restored(tmp_path):
@@ -707,6 +748,22 @@ def test_batches_hold_the_recorded_prompt_the_empty_one_and_the_groups(tmp_path)
         assert all(torch.allclose(prompt, encoded[int(share)], atol=1e-5) for prompt in prior["prompts"])
 
 
+@pytest.mark.parametrize("stage", ["vae", "prior", "controlnet"])
+def test_whatever_is_random_in_a_batch_has_numbers_of_its_own(tmp_path, stage):
+    """Otherwise it would be, say, the blank backs that come with the empty prompt."""
+    (tmp_path / "cache").mkdir()
+    changes = {"flip": 0.5, "affine": (5.0, 0.05, 0.1), "colour_jitter": (0.1, 0.1, 0.1, 0.0)}
+    run, asked = TrainingRun(tiny_config(tmp_path, **changes)), []
+
+    class Watched(StepSampler):
+        def generator(self, step: int, purpose: str) -> torch.Generator:
+            asked.append(purpose)
+            return super().generator(step, purpose)
+
+    run.build_stage(stage, tiny_pipeline(), pair_arrays())[1](0, Watched(0, stage))
+    assert len(set(asked)) == len(asked) >= 5
+
+
 @pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("front_latents", ["independent", "own"])
 @pytest.mark.parametrize(
@@ -799,10 +856,12 @@ def test_the_contrastive_weight_follows_the_steps(tmp_path):
 
 
 def test_similar_outfits_come_together_where_negatives_are_to_be_hard(tmp_path):
-    pairs, settings = pair_arrays(), tiny_config(tmp_path, hard_negatives="look", hard_group_size=2)
+    (tmp_path / "cache").mkdir()
+    pairs, settings = pair_arrays(), tiny_config(tmp_path, hard_negatives="look", hard_group_size=2, batch_size=8)
     pairs.backs[:] = (np.arange(8) // 2 * 60)[:, None, None, None]
-    order = TrainingRun(settings)._order(settings, pairs)(0)
-    assert (order.reshape(4, 2) // 2 == order.reshape(4, 2)[:, :1] // 2).all()
+    _, make_batch = TrainingRun(settings)._control_stage(settings, tiny_pipeline(), pairs)
+    items = make_batch(0, StepSampler(0, "controlnet"))["items"].reshape(4, 2)
+    assert (items // 2 == items[:, :1] // 2).all()
 
 
 def test_outfits_with_the_same_labels_come_together_where_negatives_are_to_be_hard(tmp_path):
