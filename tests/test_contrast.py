@@ -1,5 +1,6 @@
 """The contrastive term over several micro-batches and several processes against one large batch."""
 
+import json
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,6 +18,7 @@ from backshan_diffusers.objective import PRESETS, SMALLEST_TEMPERATURE
 from backshan_diffusers.training.contrast import ComparisonHead, compare
 from backshan_diffusers.training.probes import probe_stage
 from backshan_diffusers.training.run import TrainingRun
+from backshan_diffusers.training.trainer import StageTrainer
 
 HERE = Path(__file__).parent
 OBJECTIVES = {
@@ -123,6 +125,11 @@ def test_two_processes_equal_one_batch(tmp_path):
             relative_error(ours[f"norms of {name}"], norms(control_stage(OBJECTIVES[name]), control_batch(8))) < 1e-5
         )
 
+    (line,) = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    stage = control_stage(OBJECTIVES["paper"])
+    mine, other = (float(stage(half)["mse"]) for half in cut(control_batch(8), 2))
+    assert line["mse"] == pytest.approx((mine + other) / 2, abs=2e-6) and abs(mine - other) > 1e-3
+
 
 def norms(stage, batch: dict) -> torch.Tensor:
     """Of the gradients of both terms, as the probe finds them."""
@@ -146,6 +153,11 @@ def process(folder: Path) -> None:
             found[f"{name} in {parts}"] = gradients(stage)
         found[f"norms of {name}"] = norms(stage, half)
         assert torch.equal(gradients(stage), found[f"{name} in 2"])  # the probe leaves them
+    settings = tiny_config(folder / "logged", max_steps=1)
+    trainer = StageTrainer(
+        accelerator, control_stage(OBJECTIVES["paper"]), lambda *_: half, settings, "controlnet", folder
+    )
+    trainer.train(lambda step: None)
     TrainingRun(tiny_config(folder / "run", batch_size=1))  # not refused: of a step's two pairs each has one
     if accelerator.is_main_process:
         save_file(found, folder / "gradients.safetensors")

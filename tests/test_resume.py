@@ -139,6 +139,18 @@ def test_dropout_is_resumed_too(tmp_path):
     assert log(tmp_path / "still") != log(tmp_path / "whole")  # dropout was at work
 
 
+def test_a_pair_has_the_same_dropout_in_both_passes_of_a_cached_comparison(tmp_path):
+    stage, seen = control_stage(PRESETS["paper"]), []
+    for module in stage.trained["controlnet"].modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    stage.trained["controlnet"].mid_block.register_forward_hook(lambda *call: seen.append(call[2].detach()))
+    settings = {"gradient_accumulation_steps": 2, "cached_contrast": True}
+    trainer_of(tmp_path, stage, lambda *_: control_batch(), **settings).advance()
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+    assert not torch.allclose(seen[0], seen[1])
+
+
 def test_a_finished_run_does_nothing_more(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
     train(finished, validate_every=3)

@@ -6,13 +6,13 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast
+from accelerate.utils import DistributedType, broadcast, gather_object
 from torch.distributed.fsdp import register_fsdp_forward_method
 from tqdm.auto import tqdm
 
@@ -183,7 +183,7 @@ class StageTrainer:
             recent.append(terms)
             items += seen * self.accelerator.num_processes
             if self.step % config.log_every == 0 or self.step == total:
-                terms = _means(recent)
+                terms = _means(gather_object([_means(recent)]))
                 self._log(terms, items / (time.perf_counter() - began))
                 bar.set_postfix(loss=f"{terms['loss']:.4f}")
                 began, recent, items = time.perf_counter(), [], 0
@@ -210,7 +210,6 @@ class StageTrainer:
         """One optimiser step; returns the terms of the loss with the norms of the gradients and what was probed, and
         how many pairs it saw."""
         probed = self._probe() if (self.step + 1) % self.config.probe_every == 0 else {}
-        self._seed_dropout()
         terms, items = self._accumulate()
         # Once for all models: they share the optimizer, whose gradients may be unscaled only once.
         self.accelerator.unscale_gradients(self.optimizer)
@@ -234,21 +233,20 @@ class StageTrainer:
         self.step += 1
         return terms | probed, len(items)
 
-    def _seed_dropout(self) -> None:
-        """Dropout draws from torch's own generators: they too depend on nothing but the run and the step."""
-        torch.manual_seed(self.sampler.generator(self.step, "dropout").initial_seed())
-
     def _probe(self) -> Terms:
         """What is measured before this step on its first micro-batch, by every process, and changes nothing."""
-        self._seed_dropout()
         with autocast(self.accelerator):
             return probe_stage(self.accelerator.unwrap_model(self.module), next(self._batches()))
 
     def _batches(self) -> Iterator[Batch]:
-        """The micro-batches of this step, on the device, one at a time; the same ones whenever they are asked for."""
+        """The micro-batches of this step, on the device, one at a time; the same ones whenever they are asked for.
+
+        So is the dropout of each: it draws from torch's own generators, which depend on nothing but its number.
+        """
         parts = self.config.gradient_accumulation_steps
         for number in range(self.step * parts, (self.step + 1) * parts):
             batch = self.make_batch(number, self.sampler)
+            torch.manual_seed(self.sampler.generator(number, "dropout").initial_seed())
             yield {name: self._placed(tensor) for name, tensor in batch.items()}
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -339,13 +337,13 @@ class StageTrainer:
         self.accelerator.log(values, step=self.step)
 
 
-def _means(steps: list[Terms]) -> dict[str, float]:
-    """Of each term, over the steps that have it: what is probed is not there at every step."""
-    names = dict.fromkeys(name for terms in steps for name in terms)
-    return {name: float(_mean(name, [terms[name] for terms in steps if name in terms])) for name in names}
+def _means(parts: Sequence[Mapping[str, torch.Tensor | float]]) -> dict[str, float]:
+    """Of each term, over the steps, or the processes, that have it: what is probed is not there at every step."""
+    names = dict.fromkeys(name for terms in parts for name in terms)
+    return {name: float(_mean(name, [terms[name] for terms in parts if name in terms])) for name in names}
 
 
-def _mean(name: str, values: Sequence[torch.Tensor]) -> torch.Tensor:
+def _mean(name: str, values: Sequence[torch.Tensor | float]) -> torch.Tensor:
     """Batches that show no back have no accuracy; whatever else is no number has to be seen."""
-    stacked = torch.stack([*values])
+    stacked = torch.stack([*map(torch.as_tensor, values)])
     return stacked.nanmean() if name == "pair_accuracy" else stacked.mean()
