@@ -126,7 +126,7 @@ def run_command(words: list[str]) -> None:
             done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
             for option in (word for word in arguments if word.startswith("--")):
                 assert re.search(rf"{option}\b", done.stdout), f"{script} has no {option}"
-        case ["pip", "install", "-e", requirement]:
+        case ["pip", "install", "-c", "constraints.txt", "-e", requirement]:
             extras = re.fullmatch(r"\.\[([\w,]+)\]", requirement)[1].split(",")
             assert set(extras) <= set(re.findall(r'"(\w+)"', EXTRAS)), requirement
         case ["source", activate]:

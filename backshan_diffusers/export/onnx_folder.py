@@ -196,6 +196,7 @@ def _write(part: Part, values: dict[str, torch.Tensor], file: Path) -> None:
             input_names=part.inputs,
             output_names=part.outputs,
             verbose=False,
+            dynamo=True,  # as torch 2.9 has it by default
         )
     ClearMetadataAndDocStringPass()(program.model)  # it holds the paths of this machine's source files
     program.save(file)
