@@ -322,6 +322,16 @@ def test_a_folder_stands_for_its_pictures_sorted(tmp_path):
     assert inputs.find_backs([str(tmp_path)]) == ([tmp_path / "a.png", tmp_path / "b.JPG", tmp_path / "c.tiff"], [])
 
 
+def test_every_kind_of_picture_is_found_by_its_suffix(tmp_path):
+    read = ["avif", "bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "png", "ppm", "tga", "tif", "tiff", "webp"]
+    unread = ["cr2", "dng", "heic", "heif", "jxl", "nef", "svg"]
+    for suffix in (*read, *unread, "pdf"):
+        Path(tmp_path, f"a.{suffix}").touch()
+    found, (sentence,) = inputs.find_backs([str(tmp_path)])
+    assert found == [tmp_path / f"a.{suffix}" for suffix in read]
+    assert sentence.startswith(f"{len(unread)} of the pictures in {tmp_path} cannot be opened (a.cr2, ...)")
+
+
 def test_pictures_that_nothing_here_opens_are_named(run, backs):
     for name in ("b.HEIC", "a.heic", "c.svg", ".d.heic"):
         Path(backs, name).touch()
@@ -388,6 +398,7 @@ def test_a_folder_that_may_be_listed_but_not_entered(tmp_path, monkeypatch):
 
 def test_equal_names_get_different_results():
     backs = [Path(name) for name in ("/a/x.png", "/b/x.png", "/b/X.jpg", "/b/x.gif", "/b/y.png", "/c/b_x.png")]
+    backs += [Path("/d/STRASSE.png"), Path("/d/straße.png")]  # equal where capitals do not count
     jobs, _ = outputs.plan(backs, "out", 1, False)
     assert [job.result.name for job in jobs] == [
         "x_front.png",
@@ -396,6 +407,8 @@ def test_equal_names_get_different_results():
         "x_3_front.png",
         "y_front.png",
         "c_b_x_front.png",
+        "STRASSE_front.png",
+        "d_straße_front.png",
     ]
 
 
@@ -497,6 +510,8 @@ def test_unusual_pictures_are_read(run, drawn_backs, pipeline):
         (("anna.png", "nobody.png", "--steps", "1001"), ["1000 timesteps"]),
         (("anna.png", "--steps", "0"), ["--steps", "'0'", "a whole number from 1 to"]),
         (("anna.png", "--steps", "2.5"), ["--steps"]),
+        (("anna.png", "--steps", "٣"), ["--steps", "a whole number from 1 to"]),
+        (("anna.png", "--seed", "1" * 5000), ["--seed", "is not a whole number from 0 to"]),
         (("anna.png", "--steps", "1001"), ["1000 timesteps"]),
         (("anna.png", "--num-images", "0"), ["--num-images"]),
         (("anna.png", "--batch-size", "-1"), ["--batch-size"]),
@@ -582,6 +597,18 @@ def test_a_long_name_is_not_repeated_in_full(run):
 def test_no_character_breaks_a_line():
     broken = "a\nb\x1bc\u2028d\u2029e\x85f\ud800g 前"
     assert messages.on_one_line(broken) == "a\\nb\\x1bc\\u2028d\\u2029e\\x85f\\ud800g 前"
+
+
+def test_a_refusal_loses_its_middle_where_it_is_too_long():
+    half = messages.LONGEST_REFUSAL // 2
+    assert messages.shortened("a" * half + "b" * half) == "a" * half + "b" * half
+    assert messages.shortened("a" * half + "?" + "b" * half) == "a" * half + " ... " + "b" * half
+
+
+def test_an_error_is_told_in_one_line_or_by_its_name():
+    assert messages.first_sentence(ValueError("\nno room.\nmore")) == "no room."
+    assert messages.first_sentence(MemoryError()) == "MemoryError."
+    assert messages.first_sentence(OSError(errno.EACCES, "denied", "a.json")) == "a.json cannot be read (denied)."
 
 
 def test_a_prompt_is_utf8_whatever_the_locale(run, backs):
@@ -834,10 +861,19 @@ def test_a_folder_that_takes_no_more_ends_the_run(run, backs, monkeypatch, error
     assert written() == ["anna_front_1.png"]
 
 
-def test_a_device_without_enough_memory_ends_the_run(run, backs, monkeypatch):
+def accelerator_out_of_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [lambda: torch.empty(2**60), lambda: bytearray(2**60), accelerator_out_of_memory],
+    ids=["torch", "python", "gpu"],
+)
+def test_a_device_without_enough_memory_ends_the_run(run, backs, monkeypatch, ask):
     def decode(vae, *args, really=AutoencoderKL.decode, **options):
         if os.path.exists("fronts/anna_front.png"):
-            torch.empty(2**60)
+            ask()
         return really(vae, *args, **options)
 
     monkeypatch.setattr(AutoencoderKL, "decode", decode)
@@ -971,6 +1007,31 @@ def test_a_signal_keeps_what_is_finished(backs, tiny_folder, tmp_path, number):
     assert 1 <= len(names) < 1500
     for name in names:
         assert pixels(out / name).shape == (64, 64, 3)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(backs, tiny_folder, tmp_path):
+    """As under nohup."""
+    program = (
+        "import os, signal, sys\nfrom backshan_diffusers import cli\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "def at_import(event, arguments):\n"
+        "    if event == 'import' and arguments[0] == 'torch': os.kill(os.getpid(), signal.SIGHUP)\n"
+        "sys.addaudithook(at_import)\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    out = tmp_path / "fronts"
+    process = start("-c", program, "generate", backs / "anna.png", "-o", out, "--model", tiny_folder)
+    stdout, _ = process.communicate(timeout=200)
+    assert (process.returncode, stdout) == (0, f"1 of 1 fronts were written to {out}\n")
+
+
+def test_a_run_outside_the_main_thread_leaves_signals_alone(backs, tiny_folder, tmp_path):
+    arguments = ["generate", str(backs / "anna.png"), "-o", str(tmp_path / "fronts"), "--model", str(tiny_folder)]
+    codes = []
+    running = threading.Thread(target=lambda: codes.append(cli.main(arguments)))
+    running.start()
+    running.join(200)
+    assert codes == [0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -152,8 +152,9 @@ def test_bad_arguments_are_refused():
     for picture in (drawing().convert("L"), drawing().convert("RGBA"), np.zeros((8, 8, 3), np.float32)):
         with pytest.raises(ValueError, match="load_picture"):
             control_image(picture, "rgb", False)
-    with pytest.raises(ValueError, match="6 x H x W"):
-        control_picture(torch.zeros(3, 8, 8), "canny+rgb")
+    for shape in ((3, 8, 8), (6, 8), (6, 8, 8, 1)):
+        with pytest.raises(ValueError, match="6 x H x W"):
+            control_picture(torch.zeros(shape), "canny+rgb")
     for call in (
         lambda: control_image(drawing(), "latents", False),
         lambda: control_picture(torch.zeros(4, 8, 8), "latents"),

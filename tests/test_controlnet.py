@@ -225,6 +225,11 @@ def test_from_controlnet_leaves_the_stock_model_alone():
     assert stock.conv_in.weight.abs().max() > 0
 
 
+def test_from_controlnet_makes_the_model_where_the_stock_one_is():
+    elsewhere = stock_controlnet().to("meta")  # a device beside the CPU that every machine has
+    assert BackshanControlNetModel.from_controlnet(elsewhere, conditioning="canny+rgb").device.type == "meta"
+
+
 def test_from_controlnet_opens_a_stock_folder_as_canny(tmp_path):
     stock = stock_controlnet()
     stock.save_pretrained(tmp_path)
@@ -381,6 +386,15 @@ def test_listening_to_one_pass_leaves_no_hook_behind():
         model(**inputs(), hidden_states_of=1)
         after = every(model(**inputs()))
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_a_pass_that_fails_leaves_no_hook_behind():
+    model = tiny_controlnet()
+    model.controlnet_mid_block.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(**inputs(), hidden_states_of=1)
+    model.controlnet_mid_block._forward_hooks.clear()
+    assert len(model(**inputs()).mid_block_res_sample) == 2
 
 
 def test_mirrored_features_are_flipped_left_right():

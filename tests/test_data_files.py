@@ -334,6 +334,14 @@ def test_a_picture_that_cannot_be_read_is_found_when_it_is_read(tmp_path, damage
     assert skipped.item_id == "07" and damage in skipped.reason and str(path) in skipped.reason
 
 
+def test_a_check_stops_where_too_much_cannot_be_read(tmp_path):
+    folder = few_of_many(tmp_path)
+    for number in (3, 4):
+        (folder / f"{number:02d}_front.png").write_bytes(b"")
+    with pytest.raises(PairsError, match="2 of 21 pairs cannot be used, which is more than 5%"):
+        check_pairs(train(tmp_path))
+
+
 def test_a_check_of_sound_pairs_gives_them_as_they_are(tmp_path):
     make(tmp_path / "train", "ab")
     rows = train(tmp_path)
@@ -453,6 +461,12 @@ def test_metadata_that_cannot_be_used_is_refused(tmp_path, text, said):
     folder = make(tmp_path / "train", "a")
     (folder / "metadata.csv").write_bytes(text.encode("latin-1"))
     assert said in refusal(tmp_path)
+
+
+def test_an_empty_group_is_the_items_own(tmp_path):
+    folder = make(tmp_path / "train", "ab")
+    (folder / "metadata.csv").write_text("item_id,group_id\na,\nb,\n")
+    assert [row["group_id"] for row in train(tmp_path)] == ["a", "b"]
 
 
 def test_metadata_may_come_from_a_spreadsheet(tmp_path):

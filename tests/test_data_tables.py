@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from backshan_diffusers.data import COLUMNS, PairsError, check_pairs, load_pairs, tables
+from backshan_diffusers.data import COLUMNS, PairsError, check_pairs, load_pairs, stored, tables
 from backshan_diffusers.data.pairs import Skipped, UnreadablePairError
 from backshan_diffusers.data.stored import split_of
 from backshan_diffusers.pictures import Letterbox, load_picture
@@ -189,6 +189,29 @@ def test_pictures_may_be_bytes_or_files(tmp_path, kind):
             assert np.array_equal(row[view], on_square(pictures[2 * number + side]))
 
 
+def with_mask(mask: bytes):
+    """A pair with one mask, in the columns of a table."""
+    values = columns(1) | {"front_face": [{"bytes": mask, "path": None}]}
+    return table(values).cast_column("front_face", datasets.Image(decode=False))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_masks_may_be_pictures_of_every_kind(tmp_path, mode):
+    mask = PIL.Image.new("L", (24, 32))
+    mask.paste(255, (3, 4, 15, 20))
+    with_mask(encoded(mask.convert(mode))).to_parquet(tmp_path / "train.parquet")
+    row = opened(tmp_path)[0]
+    assert row["front_face"].mode == "L"
+    assert np.array_equal(row["front_face"], Letterbox((24, 32), 32).apply_to_mask(mask))
+    assert all(row[name] is None for name in COLUMNS[4:-1] if name != "front_face")
+
+
+def test_a_mask_that_cannot_be_read_is_named(tmp_path):
+    with_mask(b"no picture").to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UnreadablePairError, match="^the pair i0 cannot be used: its front_face cannot be read.$"):
+        opened(tmp_path)[0]
+
+
 # files that change, processes
 
 
@@ -206,6 +229,13 @@ def test_the_key_is_that_of_the_files(tmp_path):
     before = opened(tmp_path / "saved").key
     table(columns(2, first_seed=10)).save_to_disk(tmp_path / "saved" / "train")
     assert opened(tmp_path / "saved").key != before
+
+
+def test_the_key_is_that_of_the_way_of_reading(tmp_path, monkeypatch):
+    write(characters(), tmp_path / "train.parquet")
+    keys = [opened(tmp_path, source=source).key for source in ("folder", "lpc")]
+    monkeypatch.setattr(stored, "READING", stored.READING + 1)
+    assert len({*keys, opened(tmp_path).key}) == 3
 
 
 def test_rows_pickle_without_their_pictures(tmp_path):
@@ -241,6 +271,20 @@ def test_pairs_of_a_table_that_cannot_be_used_are_left_out(tmp_path):
     assert groups["i9"] == groups["i10"] == "i10"
     cached = cache_pairs(rows, tmp_path / "cache", workers=1)
     assert np.array_equal(cached.backs[5], on_square(values["back"][7]["bytes"]))
+
+
+def test_a_few_pairs_that_cannot_be_read_are_not_written_and_more_are_refused(tmp_path):
+    values = columns(41)
+    written = tmp_path / "written"
+    written.mkdir()
+    for number in (0, 6):
+        values["front"][number] = {"bytes": b"", "path": None}
+    write(values, tmp_path / "train.parquet")
+    assert tables.write_tables(opened(tmp_path), "train", written) == (39, 39)
+    assert [row["item_id"] for row in opened(written)] == [f"i{n}" for n in range(41) if n not in (0, 6)]
+    with pytest.raises(PairsError, match="2 of 20 pairs cannot be used, which is more than 5%"):
+        tables.write_tables(opened(tmp_path)[:20], "validation", written)
+    assert [path.name for path in written.iterdir()] == ["train-00000-of-00001.parquet"]
 
 
 # what is refused

@@ -445,6 +445,14 @@ def test_equal_systems_win_half_of_the_items(rows):
         assert difference["win_rate"]["mean"] == 0.5
 
 
+def test_each_metric_has_a_win_rate_of_its_own():
+    values = {"ours": (0.1, 0.5, 3.0, 0.2), "theirs": (0.2, 0.6, 3.0, 0.1)}
+    systems = {name: dict(zip(METRICS, each, strict=True)) for name, each in values.items()}
+    records = [{"group_id": group, "systems": systems} for group in "abc"]
+    rates = [found["win_rate"]["mean"] for found in summarise(records, "ours")["differences"]["theirs"].values()]
+    assert rates == [1, 0, 0.5, 0]  # of person L1, person SSIM, garment colour and head L1
+
+
 def test_sides_are_counted_by_thing():
     def record(group, **sides):
         return {"group_id": group, "sides": {thing: {"ours": hit, "theirs": not hit} for thing, hit in sides.items()}}

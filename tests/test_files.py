@@ -1,5 +1,6 @@
 """Files and folders that appear when they are complete."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -8,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from backshan_diffusers.files import (
+    DiskFullError,
     clear_unfinished,
     complete_file,
     complete_folder,
+    full_disk_in_words,
     put_back,
     replace_folder,
     write_text,
@@ -112,6 +116,15 @@ def test_a_folder_without_locks_is_written_and_never_cleared(tmp_path, monkeypat
     assert content(tmp_path) == {"log.txt": b"new", ".unfinished-01234567": b""}
 
 
+def test_a_folder_without_modes_is_written(tmp_path, monkeypatch):
+    def refuse(path, mode):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    write_text(tmp_path / "log.txt", "new")
+    assert content(tmp_path) == {"log.txt": b"new"}
+
+
 def test_weights_may_be_read_by_whoever_may_read_other_files(tmp_path):
     with complete_file(tmp_path / "a.safetensors") as pending:
         save_file({"a": torch.zeros(3)}, pending)
@@ -124,6 +137,20 @@ def test_any_name_that_the_file_system_takes_can_be_written(tmp_path):
     name = "a" * os.pathconf(tmp_path, "PC_NAME_MAX")
     write_text(tmp_path / name, "new")
     assert content(tmp_path) == {name: b"new"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_one_sentence_whoever_finds_it(tmp_path, number):
+    for error in (OSError(number, "no room"), SafetensorError(f"I/O error: no room (os error {number})")):
+        with pytest.raises(DiskFullError, match="cannot be written .*: make room"), full_disk_in_words(tmp_path):
+            raise error
+
+
+def test_another_error_is_not_taken_for_a_full_disk(tmp_path):
+    for error in (OSError(errno.EACCES, "denied"), SafetensorError("(os error 13)"), SafetensorError("header")):
+        with pytest.raises(type(error)) as caught, full_disk_in_words(tmp_path):
+            raise error
+        assert caught.value is error
 
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path):

@@ -19,6 +19,7 @@ from backshan_diffusers.folder_check import (
     lone_variant,
     refuse_random_encoders,
     stored_variant,
+    without_origin,
 )
 
 PARTS = ("vae", "text_encoder", "tokenizer", "unet", "controlnet", "scheduler")
@@ -105,18 +106,30 @@ def test_a_missing_file_is_named(folder, file):
 def test_missing_weights_are_named(folder, file):
     (folder / file).unlink()
     assert refused(folder, f"{(folder / file).parent} has no weights", "copy or download")
-    (folder / file).with_suffix(".bin").touch()
-    assert refused(folder, f"{(folder / file).parent} has its weights only as a pickle", "convert them")
-    check_folder(folder, (), False)
+    for suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        pickled = (folder / file).with_suffix(suffix)
+        pickled.touch()
+        assert refused(folder, f"{pickled.parent} has its weights only as a pickle", "convert them")
+        check_folder(folder, (), False)
+        pickled.unlink()
 
 
-def test_a_missing_shard_is_named(folder):
+@pytest.mark.parametrize("part", ["safety_checker", "image_encoder"])
+def test_parts_that_a_pipeline_may_have_need_weights_too(folder, part):
+    edit(folder / "model_index.json", **{part: ["transformers", "CLIPVisionModelWithProjection"]})
+    (folder / part).mkdir()
+    assert refused(folder, f"{folder / part} has no weights", "copy or download")
+    check_folder(folder, (part,), True)
+
+
+@pytest.mark.parametrize("ending", ["index.json", "index.fp16.json"])
+def test_a_missing_shard_is_named(folder, ending):
     whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
     shards = [whole.with_name(f"diffusion_pytorch_model-0000{number}-of-00003.safetensors") for number in (1, 2, 3)]
     for shard in shards:
         shutil.copy(whole, shard)
     index = {"weight_map": {f"layer.{number}": shard.name for number, shard in enumerate(shards)}}
-    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "unet" / f"diffusion_pytorch_model.safetensors.{ending}").write_text(json.dumps(index))
     check_folder(folder, (), True)
     shards[1].unlink()
     assert refused(folder, f"{shards[1]} is missing", "copy or download")
@@ -172,6 +185,12 @@ def test_a_scheduler_has_to_know_what_the_unet_predicts(folder):
         check_folder(folder, (), True)
     edit(file, prediction_type="noise")
     assert refused(folder, "scheduler_config.json is damaged (its prediction_type is 'noise')")
+
+
+def test_a_config_is_told_without_where_it_came_from(folder):
+    text = (folder / "unet" / "config.json").read_text()
+    elsewhere = json.dumps(json.loads(text) | {"_name_or_path": "/home/someone/model"})
+    assert without_origin(elsewhere) == without_origin(text) == text
 
 
 def test_a_component_that_does_not_fit_together_is_found(folder):
@@ -231,7 +250,7 @@ def test_damage_is_found_in_a_variant_too(tmp_path):
     refuse_random_encoders(tmp_path)
     weights = tmp_path / "text_encoder" / "model.fp16.safetensors"
     tensors = load_file(weights)
-    del tensors["final_layer_norm.bias"]
+    del tensors["final_layer_norm.bias"], tensors["final_layer_norm.weight"]
     save_file(tensors, weights, {"format": "pt"})
     with pytest.raises(OSError, match="text_encoder has no weight final_layer_norm.bias: copy or download"):
         refuse_random_encoders(tmp_path)

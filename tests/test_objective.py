@@ -226,6 +226,7 @@ def test_presets_are_those_of_the_documentation():
         ("contrastive_warmup_steps", -1),
         ("contrastive_anneal_steps", -1),
         ("temperature", 0.0),
+        ("temperature", float("nan")),
         ("min_snr_gamma", -1.0),
         ("noise_offset", float("nan")),
         ("projection_width", 8),

@@ -237,6 +237,8 @@ def test_large_jpeg_is_decoded_at_a_fraction(tmp_path):
     assert load_picture(tmp_path / "small.jpg", enough_pixels=47).size == (30, 47)
     assert load_picture(tmp_path / "small.jpg", enough_pixels=48).size == (60, 94)  # 94 * (48 / 94) is below 48
     assert np.abs(read(tmp_path / "large.jpg", enough_pixels=200)[10, 10].astype(int) - [255, 0, 0]).max() < 12
+    PIL.Image.fromarray(quadrants(1600, 200)).save(tmp_path / "long.jpg")
+    assert load_picture(tmp_path / "long.jpg", enough_pixels=3).size == (200, 25)  # an eighth is the least there is
 
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from /proc")
@@ -307,7 +309,8 @@ def test_no_file(tmp_path):
     assert refused(str(tmp_path), str(tmp_path), "is not a file", "give the path")
     assert refused("", "the path is empty", "give the path")
     assert refused("a" * 5000, "cannot be opened", "too long", "give the path")
-    assert refused("https://example.org/back.png", "https://example.org/back.png", "download the picture first")
+    for address in ("https://example.org/back.png", "http://example.org/back.png", "HTTPS://EXAMPLE.ORG/BACK.PNG"):
+        assert refused(address, address, "download the picture first")
 
 
 def test_a_closed_picture(tmp_path):

@@ -342,6 +342,17 @@ def test_several_images_for_each_back(pipe):
         assert np.abs(np.asarray(image).astype(int) - np.asarray(alone)).max() <= 1
 
 
+def test_results_are_processed_as_by_the_stock_pipeline(pipe):
+    assert pipe.image_processor.config == stock_of(pipe).image_processor.config
+
+
+def test_a_kept_prompt_serves_no_other_number_of_images(pipe):
+    fresh, kept = tiny_pipeline(), {"num_images_per_prompt": 2, "guidance_scale": 3.0, "output_type": "latent"}
+    for count in (1, 2):
+        found = pipe(photo(), generator=seeded(), **kept | {"num_images_per_prompt": count}).images
+    assert torch.equal(found, fresh(photo(), generator=seeded(), **kept).images)
+
+
 def test_output_class_and_tuple(pipe):
     result = pipe(photo(), generator=seeded())
     assert isinstance(result, BackToFrontPipelineOutput) and isinstance(result, StableDiffusionPipelineOutput)
@@ -510,6 +521,8 @@ def test_a_prompt_of_an_encoder_whose_values_are_not_its_bits_is_not_kept(pipe):
         norm = pipe.text_encoder.final_layer_norm
         norm.weight = torch.nn.Parameter(norm.weight.detach().as_subclass(Quantised))
         assert pipe._text_encoder_state() is None
+        pipe.text_encoder = tiny_pipeline().text_encoder.to("meta")  # as a sequential offload leaves it
+        assert pipe._text_encoder_state() is None
 
 
 def test_embeddings_that_are_given_win_over_a_prompt(pipe):
@@ -635,6 +648,13 @@ def test_clip_skip_takes_an_earlier_layer(pipe):
     assert not hasattr(encoder, "text_model")
 
 
+def test_an_encoding_that_fails_leaves_the_text_encoder_as_it_was(pipe):
+    pipe.text_encoder.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipe(photo())
+    assert not hasattr(pipe.text_encoder, "text_model")
+
+
 @pytest.mark.parametrize("layers", [-1, 2, 0.5])
 def test_layers_that_cannot_be_skipped_are_refused(pipe, layers):
     with pytest.raises(ValueError, match=f"clip_skip is {layers}: give a number from 0 to 1, the text"):
@@ -660,6 +680,13 @@ def test_callback_sees_every_step_and_can_stop(pipe):
 
     pipe(photo(), num_inference_steps=4, callback_on_step_end=callback)
     assert seen == [0, 1]
+
+
+def test_the_older_callback_is_still_called(pipe):
+    seen = []
+    with pytest.warns(FutureWarning, match="callback_on_step_end"):
+        pipe(photo(), num_inference_steps=4, callback=lambda i, t, latents: seen.append(i), callback_steps=2)
+    assert seen == [0, 2]
 
 
 def test_progress_bar_is_that_of_diffusers(pipe, capsys):
@@ -900,10 +927,13 @@ def test_several_controlnets(pipe):
 
 def test_the_first_of_several_controlnets_says_what_a_call_does_not():
     pipe = tiny_pipeline(default_prompt="a dress")
-    other = tiny_pipeline(seed=1, default_prompt="a cat").controlnet
+    recorded = {"default_prompt": "a cat", "default_guidance_scale": 4.0, "default_num_inference_steps": 5}
+    other = tiny_pipeline(seed=1, **recorded).controlnet
+    other.register_to_config(image_size=32)
     several = BackToFrontPipeline(**pipe.components | {"controlnet": [pipe.controlnet, other]})
+    named = {"prompt": "a dress", "guidance_scale": 1.0, "num_inference_steps": 3, "height": SIDE}
     found, expected = (
-        several(photo(), *prompt, generator=seeded(), output_type="latent").images for prompt in ((), ("a dress",))
+        several(photo(), generator=seeded(), output_type="latent", **given).images for given in ({}, named)
     )
     assert torch.equal(found, expected)
 
@@ -915,8 +945,16 @@ def test_a_list_of_one_controlnet(pipe):
     assert isinstance(listed.controlnet, MultiControlNetModel) and torch.equal(found, expected)
 
 
+def test_compiled_controlnets(pipe):
+    for controlnet in (pipe.controlnet, MultiControlNetModel([pipe.controlnet])):
+        plain = BackToFrontPipeline(**pipe.components | {"controlnet": controlnet})
+        expected = plain(photo(), generator=seeded(), output_type="latent").images
+        plain.controlnet = torch.compile(controlnet, backend="eager")
+        assert torch.equal(plain(photo(), generator=seeded(), output_type="latent").images, expected)
+
+
 def test_another_size_than_the_recorded_one(pipe):
-    for given in ({"height": 96}, {"width": 96}, {"height": 96, "width": 96}):
+    for given in ({"height": 96}, {"width": 96}, {"height": 96, "width": 96}, {"height": np.int64(96)}):
         result = pipe(photo(), num_inference_steps=1, **given)
         assert result.images[0].size == (60, 96) and result.control_images[0].size == (96, 96)
     pipe.controlnet.register_to_config(image_size=32)
@@ -1102,7 +1140,8 @@ def test_half_precision_files_load_as_float32_everywhere(tmp_path):
         return {parameter.dtype for part in components for parameter in part.parameters()}
 
     assert dtypes(tmp_path / "half") == {torch.float32}
-    assert dtypes(tmp_path / "half", dtype=torch.bfloat16) == {torch.bfloat16}
+    for name in ("dtype", "torch_dtype"):  # the second is what diffusers called it before
+        assert dtypes(tmp_path / "half", **{name: torch.bfloat16}) == {torch.bfloat16}
     assert dtypes(tmp_path / "variant", variant="fp16") == {torch.float32}
     with pytest.raises(ValueError, match="no such modeling files"):
         BackToFrontPipeline.from_pretrained(tmp_path / "half", variant="fp16")

@@ -68,12 +68,16 @@ GOLDEN = {
         ("validation", 64, 7): "bdcfba49446c1377b4f47d62c843e60f4b679961997e82e8dec81b3a534ba8be",
         ("validation", 128, 7): "802ec7c4f4dc820550c07e09e5db8cf80df561d1e414f6e71672b158ea565406",
         ("test", 128, 13): "fe1d60c28e9609b44db946eb5b89ec62b55bdd5f2f23f4a224b2d90d6520e6f6",
+        ("test", 160, 5): "f6669b9c8bf2ed7e66d961bbacf5c4a54dcc1d941f4a0e83637c9872bb44c868",
         ("test", 300, 2): "626b2dcaf0a8a4e7f4fffb7692d4813ae535224128b5fd1402deb048af91694a",
     }
 }[DRAWING]
 
 # SHA-256 of the labels of the first forty rows of each split, as JSON. When they change on purpose LABELS is raised.
 GOLDEN_LABELS = {2: "4f2b02de616d13bfbd4c395acfe52abdc088cbc87f524d7caf0c924e8f383535"}[LABELS]
+
+# SHA-256 of the outfits, people and scenes of the first two hundred rows of each split. They change with the drawing.
+GOLDEN_DRAWS = {1: "840015f9cb87d77517234843415745ce02adee4305c7c312961d4cc919be36d5"}[DRAWING]
 
 
 def digest(row: dict) -> str:
@@ -223,6 +227,13 @@ def test_rows_have_the_recorded_labels():
     assert hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest() == GOLDEN_LABELS
 
 
+def test_rows_have_the_recorded_draws():
+    """What is drawn and has no label, such as the shades of the colours, the pose and the things that stand about."""
+    readers = [Wardrobe(split, 64) for split in SPLITS]
+    scenes = [repr(reader.scene(index)[:3]) for reader in readers for index in range(200)]
+    assert hashlib.sha256("\n".join(scenes).encode()).hexdigest() == GOLDEN_DRAWS
+
+
 def test_no_cache_outlives_other_pixels_or_labels(monkeypatch):
     before = Wardrobe("train", 64).key
     for version in ("DRAWING", "LABELS"):
@@ -264,7 +275,7 @@ def test_rows_are_fresh_draws():
     assert len(set(outfits)) == len(outfits)
 
 
-@pytest.mark.parametrize("size", [64, 128, 256, 1000])
+@pytest.mark.parametrize("size", [64, 128, 256, 1024])
 def test_every_size_shows_the_same_scene(size):
     row = load_pairs("wardrobe", split="train", size=size, count=4)[3]
     reference = load_pairs("wardrobe", split="train", size=512, count=4)[3]

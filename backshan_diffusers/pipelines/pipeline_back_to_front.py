@@ -342,10 +342,10 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         encoder = self.text_encoder
         if encoder is None or encoder.training or torch.is_grad_enabled() or _has_adapters(encoder):
             return None
-        if torch.is_autocast_enabled(encoder.device.type):  # its result is rounded as that says
-            return None
         weights = [weight.detach() for weight in encoder.parameters()]
         if any(weight.is_meta or type(weight) is not torch.Tensor for weight in weights):  # offloaded or quantised
+            return None
+        if torch.is_autocast_enabled(encoder.device.type):  # its result is rounded as that says
             return None
         sums = [_sums_of_bits(weight) for weight in weights]
         return torch.stack([each.cpu() for each in sums]).tolist()
