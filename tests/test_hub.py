@@ -22,7 +22,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from hub_clients import ROOT, WITHOUT_PACKAGE, Clients, environment, run_apart
 from hub_server import TOKEN, Fault, Hub
-from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub import DatasetCard, ModelCard, get_session
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
@@ -195,7 +195,7 @@ def test_what_is_called_like_a_file_of_a_model(name, is_sent):
         ("POST", "/commit/", "stall"),
         ("POST", "/commit/", "drop"),
         ("POST", "/commit/", "lost"),
-        ("POST", "/commit/", "412"),
+        *(("POST", "/commit/", code) for code in ("408", "412", "429", "504")),
         ("POST", "/repos/create", "500"),
         ("POST", "/validate-yaml", "503"),
         ("GET", "/api/models/", "drop"),
@@ -219,6 +219,15 @@ def test_a_page_in_place_of_an_answer_is_no_refusal(server, clients, tiny_folder
     clients.run(IMPATIENT + PUSH, tiny_folder, "org/by-gateway").checked()
     assert server.faults[1].times == 0
     assert model_of(server.files("org/by-gateway")) == on_disk(tiny_folder)
+
+
+def test_whoever_asks_the_hub_beside_us_waits_as_before():
+    session = get_session()
+    before = session.timeout
+    with pytest.raises(KeyError), hub._no_endless_silence():
+        assert session.timeout.read == hub.STALLED_AFTER_S != before.read
+        raise KeyError
+    assert session.timeout == before
 
 
 def test_too_many_failures_are_said_and_nothing_is_visible(server, clients, tiny_folder):
@@ -466,6 +475,11 @@ def test_a_private_repository(server, clients, tiny_folder, pushed):
     )
     folder = clients.run(pull).checked().out.strip()
     assert model_of(on_disk(Path(folder))) == on_disk(tiny_folder)
+    clients.forget()
+    given = f"from backshan_diffusers.hub import pull; print(pull('org/private', token='{TOKEN}'))"
+    given_folder = clients.run(given, HF_TOKEN="").checked().out.strip()
+    assert model_of(on_disk(Path(given_folder))) == on_disk(tiny_folder)
+    clients.forget()
     known = "from backshan_diffusers import BackToFrontPipeline as P; P.from_pretrained('org/private', token='%s')"
     clients.forget()
     clients.run(known % TOKEN, HF_TOKEN="").checked()
@@ -695,6 +709,30 @@ def test_a_card_says_what_is_known(server, clients, model):
     for place in ("runs/x", "/cache", "output_dir"):
         assert place not in card.text
     assert "{{" not in card.text
+
+
+def test_a_card_names_repositories_and_no_folders(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("anna/coats").mkdir(parents=True)
+    own = {"source": "folder", "source_path": "anna/coats", "base_model": "anna/coats", "controlnet": "anna/coats"}
+    folder = with_records(model, **own)
+    card = ModelCard(cards.model_card(folder, "org/own"))
+    assert (card.data.base_model, card.data.datasets) == (None, None)
+    assert "anna" not in str(card)
+    shutil.rmtree("anna")
+    card = ModelCard(cards.model_card(folder, "org/of-repositories"))
+    assert (card.data.base_model, card.data.datasets) == ("anna/coats", "anna/coats")
+    assert yaml.safe_load(card.text.partition("```yaml")[2].partition("```")[0])["controlnet"] == "anna/coats"
+
+
+@pytest.mark.parametrize(
+    ("width", "base"), [(768, "stable-diffusion-v1-5/stable-diffusion-v1-5"), (32, "OWNER/ITS-BASE-MODEL")]
+)
+def test_a_controlnet_is_shown_with_a_base_that_fits_its_prompts(model, width, base):
+    config = model / "controlnet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"cross_attention_dim": width}))
+    shown = cards.model_card(model / "controlnet", "org/net")
+    assert shown.count(f'from_pretrained("{base}"') == 2
 
 
 def test_a_card_of_a_model_made_from_another(model):
@@ -1417,10 +1455,11 @@ def test_pairs_of_ones_own_are_pushed(server, clients, tmp_path, drawn_backs, da
     import sys
     from backshan_diffusers.hub import pull_pairs, push_pairs
     pairs = {"path": sys.argv[1], "size": 48, "splits": {"train": None}}
-    push_pairs("org/own-pairs", "folder", **pairs, license="other", private=True)
-    print(pull_pairs("org/own-pairs"))
+    push_pairs("org/own-pairs", "folder", **pairs, license="other", private=True, token=sys.argv[2])
+    print(pull_pairs("org/own-pairs", token=sys.argv[2]))
     """
-    out = clients.run(textwrap.dedent(code), tmp_path / "pairs").checked().out.split()[-1]
+    done = clients.run(textwrap.dedent(code), tmp_path / "pairs", TOKEN, HF_TOKEN="")
+    out = done.checked().out.split()[-1]
     own, back = (load_pairs("folder", path=path, split="train", size=48) for path in (tmp_path / "pairs", out))
     assert len(back) == 3
     assert all(map(rows_equal, own, back))
