@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .models.controlnet_backshan import FEATURES
-
 SMALLEST_TEMPERATURE = 0.01
 """Below it a learned temperature makes the softmax so steep that one pair rules its gradient (as in CLIP)."""
 
@@ -26,6 +24,7 @@ _NEVER = -1e9
 """A logit that counts nothing; minus infinity would make the gradient of nothing but such ones NaN."""
 
 CONTRASTS = ("pairs", "negatives")
+FEATURES = ("all", "mid", "last_down")  # of `BackshanControlNetModel.control_features`
 FRONT_LATENTS = ("shared", "independent", "own", "pure")
 TIMESTEPS = ("item", "batch")
 

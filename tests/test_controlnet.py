@@ -11,6 +11,7 @@ from peft import LoraConfig
 from tiny import TINY, build_controlnet, tiny_controlnet, tiny_unet, wake
 
 from backshan_diffusers import BackshanControlNetModel
+from backshan_diffusers.objective import FEATURES
 
 
 def inputs(channels: int = 3, batch: int = 2, seed: int = 0) -> dict:
@@ -457,7 +458,7 @@ def test_features_that_an_output_does_not_hold_are_refused():
     model = tiny_controlnet()
     model = BackshanControlNetModel.from_controlnet(model)
     output = model(**inputs())
-    with pytest.raises(ValueError, match="features is 'first': choose one of all, mid, last_down.$"):
+    with pytest.raises(ValueError, match=f"features is 'first': choose one of {', '.join(FEATURES)}.$"):
         model.control_features(output, "first")
     for lacking in (output, tiny_controlnet()(**inputs())):
         with pytest.raises(ValueError, match="holds no hidden states: call the model with hidden_states_of.$"):

@@ -30,9 +30,6 @@ from ..publishing import Published, hub_in_words
 DEFAULT_PROMPT = "Front side of the person"
 """The prompt where neither a call nor a record names one."""
 
-FEATURES = ("all", "mid", "last_down")
-"""Which residuals of a pass are its control features."""
-
 
 @dataclass
 class BackshanControlNetOutput(ControlNetOutput):
@@ -351,15 +348,16 @@ class BackshanControlNetModel(Published, ControlNetModel):
         Raises:
             ValueError: if there are no such features, or `output` does not hold them.
         """
-        if features not in FEATURES:
-            raise ValueError(f"features is {features!r}: choose one of {', '.join(FEATURES)}.")
         if before_zero_convolutions and getattr(output, "mid_block_hidden_state", None) is None:
             raise ValueError("the output holds no hidden states: call the model with hidden_states_of.")
         if before_zero_convolutions:
             downs, mid = output.down_block_hidden_states, output.mid_block_hidden_state
         else:
             downs, mid = output.down_block_res_samples, output.mid_block_res_sample
-        chosen = {"all": (*downs, mid), "mid": (mid,), "last_down": downs[-1:]}[features]
+        choices = {"all": (*downs, mid), "mid": (mid,), "last_down": downs[-1:]}
+        if features not in choices:
+            raise ValueError(f"features is {features!r}: choose one of {', '.join(choices)}.")
+        chosen = choices[features]
         if mirrored:
             chosen = tuple(each.flip(-1) for each in chosen)
         return torch.cat([each.mean(dim=(2, 3)) if pooled else each.flatten(1) for each in chosen], dim=1)
