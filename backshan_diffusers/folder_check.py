@@ -32,13 +32,12 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 REMEDY = "copy or download the whole pipeline folder again."
 
 
-def check_folder(folder: Path, given: Container[str], safetensors_only: bool) -> None:
+def check_folder(folder: Path, given: Container[str]) -> None:
     """Refuse a folder from which a pipeline cannot be loaded.
 
     Args:
         folder: it exists.
         given: names of components that are not loaded from the folder.
-        safetensors_only: whether weights in pickles count as missing.
 
     Raises:
         OSError: in one sentence with the name of what is missing or damaged.
@@ -51,7 +50,7 @@ def check_folder(folder: Path, given: Container[str], safetensors_only: bool) ->
         if name in NEEDED and not _names_a_class(entry):
             raise OSError(f"{folder / INDEX} names no {name}: give the folder of a pipeline that has one.")
         if _names_a_class(entry):
-            _check_component(folder / name, safetensors_only)
+            _check_component(folder / name)
             if entry[0].partition(".")[0] in sys.stdlib_module_names:
                 raise OSError(f"{folder / INDEX} is damaged (its {name} is of the library {entry[0]}): {REMEDY}")
             if not _is_at_hand(entry[0], folder / name):
@@ -68,7 +67,7 @@ def check_controlnet(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise OSError(f"{folder} has no {INDEX} and no config.json: give the folder of a pipeline or of a ControlNet.")
     _read(folder / "config.json")
-    _check_weights(folder, safetensors_only=True)
+    _check_weights(folder)
 
 
 def model_around(place: Path) -> Path | None:
@@ -189,11 +188,11 @@ def _is_at_hand(library: str, component: Path) -> bool:
     return importlib.util.find_spec(root) is not None or any(place.exists() for place in places)
 
 
-def _check_component(folder: Path, safetensors_only: bool) -> None:
+def _check_component(folder: Path) -> None:
     if not folder.is_dir():
         raise OSError(f"the folder {folder} is missing: {REMEDY}")
     if folder.name in COMPONENTS_WITH_WEIGHTS:
-        _check_weights(folder, safetensors_only)
+        _check_weights(folder)
         _require(folder / "config.json")
     if folder.name == "scheduler":
         _require(folder / "scheduler_config.json")
@@ -219,15 +218,15 @@ def _check_component(folder: Path, safetensors_only: bool) -> None:
         _read(file)
 
 
-def _check_weights(folder: Path, safetensors_only: bool) -> None:
+def _check_weights(folder: Path) -> None:
     present = sorted(folder.iterdir())
     files = [path for path in present if path.suffix == ".safetensors"]
     pickles = any(path.suffix in PICKLES for path in present)
-    if not files and pickles and safetensors_only:
+    if not files and pickles:
         raise OSError(
             f"{folder} has its weights only as a pickle, which could run any code: convert them to safetensors first."
         )
-    if not files and not pickles:
+    if not files:
         raise OSError(f"{folder} has no weights: {REMEDY}")
     for file in files:
         try:

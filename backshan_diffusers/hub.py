@@ -216,7 +216,7 @@ def _downloaded_before(repo_id: str, revision: str | None) -> Path | None:
     if not isinstance(index, str):
         return None
     try:
-        check_folder(Path(index).parent, (), safetensors_only=True)
+        check_folder(Path(index).parent, ())
     except OSError:
         return None
     return Path(index).parent
@@ -398,7 +398,7 @@ def _model_files(folder: Path) -> dict[str, Content]:
     if not folder.is_dir():
         raise HubError(f"the folder {folder} does not exist: give the folder of a saved pipeline or ControlNet.")
     if (folder / INDEX).is_file():
-        check_folder(folder, (), safetensors_only=True)
+        check_folder(folder, ())
         parts = components(json.loads((folder / INDEX).read_text("utf-8")))
         files = {INDEX: folder / INDEX, **{f"{part}/{p.name}": p for part in parts for p in _of_model(folder / part)}}
         if (folder / ADAPTERS).is_file():

@@ -424,15 +424,6 @@ def test_variants_and_shards(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("given", [{}, {"use_safetensors": None}])
-def test_a_pickle_is_read_only_where_that_is_asked_for(tmp_path, given):
-    model = tiny_controlnet()
-    model.save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(OSError, match="no file named diffusion_pytorch_model.safetensors"):
-        BackshanControlNetModel.from_pretrained(tmp_path, **given)
-    BackshanControlNetModel.from_pretrained(tmp_path, use_safetensors=False)
-
-
 def test_gradient_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointing in (False, True):

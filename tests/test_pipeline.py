@@ -29,8 +29,8 @@ from diffusers import (
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from tiny import tiny_autoencoder, tiny_pipeline
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from tiny import tiny_autoencoder, tiny_ip_adapter, tiny_pipeline
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline, BackToFrontPipelineOutput
 from backshan_diffusers.pictures import PictureError, load_picture
@@ -794,33 +794,13 @@ def test_textual_inversion(pipe):
 
 
 def test_ip_adapter(pipe):
-    width, clip_width, tokens = pipe.unet.config.cross_attention_dim, 24, 4
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8,
-        projection_dim=clip_width,
-    )  # fmt: skip
-    torch.manual_seed(0)
+    weights, encoder = tiny_ip_adapter(pipe)
     pipe.register_modules(
-        image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+        image_encoder=encoder,
         feature_extractor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
     )
-    generator = seeded(1)
-    projection = {
-        "proj.weight": torch.randn(tokens * width, clip_width, generator=generator),
-        "proj.bias": torch.zeros(tokens * width),
-        "norm.weight": torch.ones(width),
-        "norm.bias": torch.zeros(width),
-    }
-    layers = {}
-    names = [name for name in pipe.unet.attn_processors if "attn2" in name]
-    modules = dict(pipe.unet.named_modules())
-    for i, name in enumerate(names):
-        attention = modules[name.removesuffix(".processor")]
-        for kind in ("to_k", "to_v"):
-            out_features = getattr(attention, kind).out_features
-            layers[f"{2 * i + 1}.{kind}_ip.weight"] = torch.randn(out_features, width, generator=generator)
     plain = pipe(photo(), generator=seeded(), output_type="latent").images
-    pipe.load_ip_adapter({"image_proj": projection, "ip_adapter": layers}, subfolder="", weight_name="")
+    pipe.load_ip_adapter(weights, subfolder="", weight_name="")
     given = {"generator": None, "output_type": "latent", "guidance_scale": 2.0}
     first, other = (
         pipe([photo(), photo(seed=1)], ip_adapter_image=picture, **given | {"generator": seeded()}).images

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
 from backshan_diffusers.training.augmentation import Augmentation
@@ -63,6 +64,33 @@ def tiny_autoencoder() -> AutoencoderTiny:
     torch.manual_seed(0)
     widths = (8, 8, 8, 8)
     return AutoencoderTiny(encoder_block_out_channels=widths, decoder_block_out_channels=widths)
+
+
+def tiny_ip_adapter(pipeline: BackToFrontPipeline):
+    """The weights of an IP-Adapter for a pipeline, as `load_ip_adapter` takes them, and its image encoder."""
+    width, clip_width, tokens = pipeline.unet.config.cross_attention_dim, 24, 4
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8,
+        projection_dim=clip_width,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    projection = {
+        "proj.weight": torch.randn(tokens * width, clip_width, generator=generator),
+        "proj.bias": torch.zeros(tokens * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    layers = {}
+    modules = dict(pipeline.unet.named_modules())
+    names = [name.removesuffix(".processor") for name in pipeline.unet.attn_processors if "attn2" in name]
+    for i, name in enumerate(names):
+        for kind in ("to_k", "to_v"):
+            out_features = getattr(modules[name], kind).out_features
+            layers[f"{2 * i + 1}.{kind}_ip.weight"] = torch.randn(out_features, width, generator=generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = CLIPVisionModelWithProjection(vision).eval()
+    return {"image_proj": projection, "ip_adapter": layers}, encoder
 
 
 def wake(controlnet: BackshanControlNetModel) -> None:

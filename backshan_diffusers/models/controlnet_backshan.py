@@ -26,6 +26,7 @@ from ..conditioning import (
 from ..conditioning import conditioning_channels as channels_of
 from ..folder_check import records_conditioning
 from ..publishing import Published, hub_in_words
+from ..safetensors_only import SafetensorsFile, with_safetensors
 
 DEFAULT_PROMPT = "Front side of the person"
 """The prompt where neither a call nor a record names one."""
@@ -52,7 +53,7 @@ class BackshanControlNetOutput(ControlNetOutput):
         return BackshanControlNetOutput(downs, self.mid_block_res_sample[:items])
 
 
-class BackshanControlNetModel(Published, ControlNetModel):
+class BackshanControlNetModel(SafetensorsFile, Published, ControlNetModel):
     """ControlNet for back-to-front generation, with its way of reading a picture recorded in its config.
 
     Every argument of [`diffusers.ControlNetModel`] is accepted and means the same. A saved folder also opens in the
@@ -163,14 +164,14 @@ class BackshanControlNetModel(Published, ControlNetModel):
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs) -> BackshanControlNetModel:
         """Load a ControlNet from a folder or a Hub repository, as `ModelMixin.from_pretrained` does.
 
-        One default differs from the parent's: only safetensors files are read unless `use_safetensors=False`.
+        Unlike the parent's, it reads only safetensors files.
 
         Raises:
             OSError: if there is none, or it has its weights only as a pickle; as
                 [`~backshan_diffusers.hub.HubError`] if it is not on the Hub, or there is no way to it.
+            ValueError: if `use_safetensors=False` is given.
         """
-        if kwargs.get("use_safetensors") is None:
-            kwargs["use_safetensors"] = True
+        kwargs = with_safetensors(kwargs)
         with hub_in_words(pretrained_model_name_or_path, kwargs.get("revision")):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
@@ -259,7 +260,7 @@ class BackshanControlNetModel(Published, ControlNetModel):
         """
         _check_recorded(recorded)
         if not isinstance(controlnet, ControlNetModel):
-            load_kwargs = load_kwargs or {}
+            load_kwargs = with_safetensors(load_kwargs or {})
             is_ours = records_conditioning(cls.load_config(controlnet, **load_kwargs))
             controlnet = (cls if is_ours else ControlNetModel).from_pretrained(controlnet, **load_kwargs)
         record = {name: controlnet.config[name] for name in OWN_ARGUMENTS if name in controlnet.config}

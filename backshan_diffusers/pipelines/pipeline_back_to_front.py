@@ -42,6 +42,7 @@ from ..folder_check import check_folder, lone_variant, records_conditioning
 from ..models.controlnet_backshan import DEFAULT_PROMPT, BackshanControlNetModel, check_count
 from ..pictures import Letterbox, load_picture, pixels_to_decode
 from ..publishing import Published, hub_in_words
+from ..safetensors_only import SafetensorsAdapters, SafetensorsFile, with_safetensors
 from ..sheets import picture_sheet
 from .pipeline_output import BackToFrontPipelineOutput
 
@@ -70,7 +71,7 @@ class FiniteImageProcessor(VaeImageProcessor):
         return super().postprocess(image, *args, **kwargs)
 
 
-class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
+class BackToFrontPipeline(SafetensorsFile, SafetensorsAdapters, Published, StableDiffusionControlNetPipeline):
     """Generates the picture of a clothed person seen from the front from a picture of the same person's back.
 
     It is a [`~diffusers.StableDiffusionControlNetPipeline`] that makes its control picture itself. All that is
@@ -132,20 +133,20 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
 
         A ControlNet whose config says what it reads becomes a [`BackshanControlNetModel`]. Two defaults differ from
         the parent's: every component comes in float32 unless `dtype` says otherwise (transformers would keep the type
-        of the file), and only safetensors files are read unless `use_safetensors=False`.
+        of the file), and only safetensors files are read.
 
         Raises:
             OSError: if a folder or a repository is no pipeline, lacks a file, has a damaged one, or has weights only
                 as pickles, or a folder only in a variant that is not asked for; as
                 [`~backshan_diffusers.hub.HubError`] if there is no such repository, or no way to it.
+            ValueError: if `use_safetensors=False` is given.
         """
+        kwargs = with_safetensors(kwargs)
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
-        if kwargs.get("use_safetensors") is None:
-            kwargs["use_safetensors"] = True
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
-            check_folder(folder, set(kwargs), kwargs["use_safetensors"])
+            check_folder(folder, set(kwargs))
             if kwargs.get("variant") is None and (variant := lone_variant(folder, set(kwargs))):
                 raise OSError(f"{folder} holds its weights only in the variant {variant}: give variant={variant!r}.")
         return super().from_pretrained(os.fspath(pretrained_model_name_or_path), **kwargs)
@@ -155,9 +156,9 @@ class BackToFrontPipeline(Published, StableDiffusionControlNetPipeline):
         """The parent's; but what a repository has is checked as a folder is, and what it lacks is one sentence."""
         revision = kwargs.get("revision")
         with hub_in_words(pretrained_model_name, revision):
-            folder = super().download(pretrained_model_name, **kwargs)
+            folder = super().download(pretrained_model_name, **with_safetensors(kwargs))
         with hub_in_words(pretrained_model_name, revision, Path(folder)):
-            check_folder(Path(folder), set(kwargs), bool(kwargs.get("use_safetensors")))
+            check_folder(Path(folder), set(kwargs))
         return folder
 
     @classmethod

@@ -46,7 +46,7 @@ def open_base(name: str, seed: int, controlnet: str | None = None, **recorded) -
     )
     try:
         if Path(name).is_dir():
-            check_folder(Path(name), {"controlnet"}, safetensors_only=True)
+            check_folder(Path(name), {"controlnet"})
         given = {} if controlnet is None else {"controlnet": _open_controlnet(controlnet)}
         has_controlnet = controlnet is not None or "controlnet" in BackToFrontPipeline.load_config(name)
         given["text_encoder"] = _open_text_encoder(name)

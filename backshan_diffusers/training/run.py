@@ -364,7 +364,7 @@ def _save(pipeline: BackToFrontPipeline, module: StageModule, folder: Path) -> N
 
 def _check_finished(folder: Path) -> None:
     try:
-        check_folder(folder, (), safetensors_only=True)
+        check_folder(folder, ())
     except OSError as error:
         reason, _, _ = str(error).rpartition(": ")  # its remedy is for folders
         raise ConfigError(f"a finished stage is damaged ({reason}): remove {folder} to write it again.") from error
