@@ -18,9 +18,10 @@ def main() -> int:
     parser.add_argument("--target", type=Path, default=Path(MINI), help="Folder of the embedded pipeline.")
     parser.add_argument("--record", type=Path, default=Path("docs/mini"), help="Folder of logs and curves.")
     parser.add_argument("--steps", type=int, help="Denoising steps of a call that names none. Default: as trained.")
+    parser.add_argument("--fresh-noise", action="store_true", help="Sample with fresh noise in each step.")
     arguments = parser.parse_args()
     try:
-        size = embed(arguments.run, arguments.target, arguments.steps)
+        size = embed(arguments.run, arguments.target, arguments.steps, arguments.fresh_noise)
     except ValueError as error:
         parser.error(str(error))
     record(arguments.run, arguments.record)

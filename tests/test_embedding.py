@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from diffusers import DDIMScheduler, LCMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import TINY
@@ -68,6 +69,21 @@ def test_the_embedded_folder_opens_and_draws(run, embedded):
         fronts.append(pipeline(back, generator=noise, num_inference_steps=2, output_type="pt").images)
     assert not torch.equal(*fronts)
     assert (fronts[0] - fronts[1]).abs().max() < 0.05
+
+
+def test_fresh_noise_changes_the_sampler_and_not_the_noise_schedule(run, embedded, tmp_path):
+    target = tmp_path / "mini"
+    done = embed_mini(*("--run", str(run), "--target", str(target), "--record", str(tmp_path), "--fresh-noise"))
+    assert done.returncode == 0, done.stderr
+    trained, fresh = (BackToFrontPipeline.from_pretrained(folder).scheduler for folder in (embedded, target))
+    assert (type(trained), type(fresh)) == (DDIMScheduler, LCMScheduler)
+    for name in ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr", "clip_sample"):
+        assert fresh.config[name] == trained.config[name]
+    assert torch.equal(fresh.alphas_cumprod, trained.alphas_cumprod)
+    for scheduler in (trained, fresh):
+        scheduler.set_timesteps(4)
+    assert fresh.timesteps.tolist() == trained.timesteps.tolist() == [999, 749, 499, 249]
+    fresh.set_timesteps(1000)
 
 
 def test_no_file_names_a_folder_of_the_run(run, embedded):

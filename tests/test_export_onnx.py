@@ -84,7 +84,7 @@ def test_each_part_computes_what_pytorch_does(items, exported, pipe):
 
 
 def test_a_whole_picture_is_that_of_the_pipeline(exported, pipe, drawn_backs):
-    from diffusers import DDIMScheduler
+    from diffusers import LCMScheduler
     from transformers import CLIPTokenizer
 
     back = drawn_backs[0].resize((128, 128))
@@ -92,19 +92,20 @@ def test_a_whole_picture_is_that_of_the_pipeline(exported, pipe, drawn_backs):
 
     recorded, parts = exported.description["recorded"], exported.description["parts"]
     tokenizer = CLIPTokenizer.from_pretrained(exported.folder / "tokenizer")
-    scheduler = DDIMScheduler.from_pretrained(exported.folder / "scheduler")
+    scheduler = LCMScheduler.from_pretrained(exported.folder / "scheduler")
     length = parts["text_encoder"]["inputs"]["input_ids"]["shape"][1]
     tokens = tokenizer(recorded["default_prompt"], padding="max_length", max_length=length, return_tensors="np")
     embeds = exported.run("text_encoder", input_ids=tokens.input_ids)
     control = control_image(back, recorded["conditioning"], recorded["mirror"])[None].numpy()
     shape = (1, *parts["unet"]["inputs"]["latents"]["shape"][1:])
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(5)) * scheduler.init_noise_sigma
+    noise = torch.Generator().manual_seed(5)
+    latents = torch.randn(shape, generator=noise) * scheduler.init_noise_sigma
     scheduler.set_timesteps(recorded["default_num_inference_steps"])
     for timestep in scheduler.timesteps:
         step = {"latents": latents.numpy(), "timestep": timestep[None].numpy(), **embeds}
         residuals = exported.run("controlnet", control=control, **step)
         prediction = torch.from_numpy(exported.run("unet", **step, **residuals)["prediction"])
-        latents = scheduler.step(prediction, timestep, latents).prev_sample
+        latents = scheduler.step(prediction, timestep, latents, generator=noise).prev_sample
     picture = exported.run("vae_decoder", latents=latents.numpy())["pictures"][0].transpose(1, 2, 0)
     assert np.abs(picture - wanted).max() < 1e-4
     assert wanted.std() > 0.05

@@ -265,7 +265,7 @@ Written by {description["software"]} {description["version"]}. Licence of the mo
 1. Put the back picture, RGB, on a square of {side} px without changing its aspect ratio. {control}
 2. Split the prompt, "{recorded["default_prompt"]}", with the tokenizer in `tokenizer/`, pad the tokens to the length
    of `input_ids`, and run `text_encoder`.
-3. Begin with normal random `latents`, times the initial sigma of the scheduler in `scheduler/` (1 for DDIM). At each
+3. Begin with normal random `latents`, times the initial sigma of the scheduler in `scheduler/` (1 for `mini`). At each
    of its timesteps ({recorded["default_num_inference_steps"]} by default) run `controlnet` on them, scaled if the
    scheduler does that, then `unet` with what came out, and let the scheduler make the next `latents` of the
    `prediction`. With a guidance above 1 (the default is {recorded["default_guidance_scale"]:g}) both run for an empty

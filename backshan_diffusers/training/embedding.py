@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from diffusers import LCMScheduler, SchedulerMixin
 
 from ..cards import RECORD, record_of
 from ..files import complete_file, complete_folder, put_back
@@ -20,7 +21,7 @@ LIMIT = 40e6
 """Bytes that the embedded folder may have."""
 
 
-def embed(run: Path, target: Path, steps: int | None = None) -> int:
+def embed(run: Path, target: Path, steps: int | None = None, fresh_noise: bool = False) -> int:
     """Put the last stage's pipeline at `target`, in half precision and without the paths of the run, with its config.
 
     The text encoder stays in float32: transformers loads weights in the type of their file, diffusers does not.
@@ -29,6 +30,7 @@ def embed(run: Path, target: Path, steps: int | None = None) -> int:
         run: output folder of a training run.
         target: a folder that does not exist yet, or a pipeline that is replaced once the new one is complete.
         steps: denoising steps that the pipeline records as its default. None: those that it records already.
+        fresh_noise: whether the pipeline gets the sampler of [`with_fresh_noise`] in place of its own.
 
     Returns:
         Size of the folder in bytes.
@@ -45,6 +47,8 @@ def embed(run: Path, target: Path, steps: int | None = None) -> int:
     pipeline = BackToFrontPipeline.from_pretrained(finished)
     if steps is not None:
         pipeline.controlnet.register_to_config(default_num_inference_steps=steps)
+    if fresh_noise:
+        pipeline.scheduler = with_fresh_noise(pipeline.scheduler)
     for model in (pipeline.vae, pipeline.unet, pipeline.controlnet):
         model.to(torch.float16)
     with complete_folder(target) as pending:
@@ -59,6 +63,16 @@ def embed(run: Path, target: Path, steps: int | None = None) -> int:
                 f"the pipeline has {size / 1e6:.1f} MB, over the {LIMIT / 1e6:.0f} allowed: train a smaller one."
             )
     return size
+
+
+def with_fresh_noise(scheduler: SchedulerMixin) -> LCMScheduler:
+    """The same noise schedule, sampled by adding fresh noise to the clean picture that each step predicts.
+
+    This is the multistep sampling of Song et al. 2023, "Consistency models". Where a model is too small to follow the
+    path of its own noise, what went wrong in one step is not carried on into the next.
+    """
+    steps = scheduler.config.num_train_timesteps
+    return LCMScheduler.from_config(scheduler.config, original_inference_steps=steps)
 
 
 def record(run: Path, folder: Path) -> None:
