@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import AutoencoderKL, StableDiffusionControlNetPipeline
+from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionControlNetPipeline
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
+from tiny import tiny_pipeline
 
 from backshan_diffusers import MINI, BackToFrontPipeline
 from backshan_diffusers.data import load_pairs
@@ -17,6 +18,7 @@ from backshan_diffusers.evaluation.metrics import METRICS
 from backshan_diffusers.objective import PRESETS, Objective
 from backshan_diffusers.training.caching import to_pixels
 from backshan_diffusers.training.config import STAGES, TrainingConfig
+from backshan_diffusers.training.embedding import with_fresh_noise
 from backshan_diffusers.training.options import load_config
 from backshan_diffusers.training.records import CHANGEABLE
 
@@ -102,6 +104,18 @@ def test_weights_are_stored_in_half_precision_and_open_in_float32(mini):
 def test_the_record_says_how_pictures_are_read(mini):
     config = mini.controlnet.config
     assert (config.conditioning, config.mirror, config.image_size) == ("rgb", True, 128)
+
+
+def test_the_record_says_how_pictures_are_drawn(mini):
+    """As the last command of docs/training.md put it into the package."""
+    config = mini.controlnet.config
+    assert (config.default_num_inference_steps, config.default_guidance_scale) == (4, 1.0)
+    embedded, trained = (
+        {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+        for scheduler in (mini.scheduler, with_fresh_noise(tiny_pipeline().scheduler))
+    )
+    assert embedded == trained
+    assert type(mini.scheduler) is LCMScheduler
 
 
 def test_fronts_resemble_the_truth_more_than_what_comes_without_a_back(mini, rows, fronts):
