@@ -154,7 +154,10 @@ def object_in(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it is no JSON, or no text; the message says why, without the file's name.
     """
-    content = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(content, dict):
         raise ValueError("it holds no JSON object")
     return content

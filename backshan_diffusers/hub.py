@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import httpx2
@@ -56,6 +56,7 @@ from .data.tables import masks_of, write_tables
 from .files import full_disk_in_words
 from .folder_check import (
     ADAPTERS,
+    COMPONENTS_WITH_WEIGHTS,
     INDEX,
     PICKLES,
     check_folder,
@@ -188,6 +189,7 @@ def pull(repo_id: str, revision: str | None = None, token: str | None = None) ->
         HubError: if there is none, or its weights are only in pickles.
     """
     check_repo_id(repo_id)
+    _check_revision(revision)
     api = HfApi(token=token, library_name="backshan_diffusers", library_version=__version__)
     before = _downloaded_before(repo_id, revision)
 
@@ -234,18 +236,13 @@ def _names_to_pull(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
     try:
         index = object_in(Path(file))
     except ValueError as error:
-        raise HubError(
-            f"the {INDEX} of {repo_id} is damaged ({error}): ask its owner to push it again, or give another revision."
-        ) from error
+        raise _damaged_index(repo_id, str(error)) from error
     names = [name for name in (INDEX, ADAPTERS, CARD) if name in listed]
     for component in components(index):
         inside = [name for name in listed if re.fullmatch(rf"{re.escape(component)}/[^/\\]+", name)]
         safe = [name for name in inside if MODEL_FILE.fullmatch(PurePosixPath(name).name)]
         if _has(inside, PICKLES) and not _has(inside, {".safetensors"}):
-            raise HubError(
-                f"{repo_id} has the weights of {component} only as a pickle, which could run any code: ask its owner"
-                " for safetensors."
-            )
+            raise _only_a_pickle(repo_id, component)
         variants = {variant_of(name) for name in safe} - {None}
         # in a variant only where there is nothing else
         wanted = "" if "" in variants else min(variants, default="")
@@ -293,6 +290,7 @@ def push(
     """
     folder = Path(folder)
     check_repo_id(repo_id)
+    _check_revision(revision)
     files = _model_files(folder)
     if subfolder is not None:
         if not re.fullmatch(r"\w[\w.-]*(?:/\w[\w.-]*)*", subfolder):
@@ -302,6 +300,26 @@ def push(
         files |= _surroundings(folder, repo_id, license)
     message = message or f"Push {'a pipeline' if INDEX in files else 'a ControlNet'} of backshan_diffusers"
     return _push(repo_id, "model", files, private, revision, token, message, create_pr)
+
+
+def make_repo(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """The full id of a model's repository, which is made if there is none.
+
+    Args:
+        repo_id: of the repository. Without an owner it is one of the token's.
+        private: whether only its owner sees it; `None` leaves it to the owner's settings.
+        token: by default the one of `hf auth login`.
+
+    Raises:
+        HubError: if the Hub refuses, or does not answer even after some time.
+    """
+    check_repo_id(repo_id if "/" in repo_id else f"owner/{repo_id}")
+    api = HfApi(token=token, library_name="backshan_diffusers", library_version=__version__)
+
+    def make() -> str:
+        return api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+
+    return _persistently(make, repo_id, None, _push_in_words)
 
 
 def push_finished(folder: Path, repo_id: str, report: Callable[[str], None], *, private: bool) -> None:
@@ -469,6 +487,7 @@ def push_pairs(
         ValueError: if there are no such pairs.
     """
     check_repo_id(repo_id)
+    _check_revision(revision)
     if not splits:
         raise ValueError("there is no split to push: name some, as in {'train': None}.")
     with tempfile.TemporaryDirectory() as folder:
@@ -489,6 +508,7 @@ def pull_pairs(repo_id: str, revision: str | None = None, token: str | None = No
         HubError: if there is no such dataset, or it holds no parquet files.
     """
     check_repo_id(repo_id)
+    _check_revision(revision)
 
     def download() -> Path:
         patterns = ["data/*.parquet"]
@@ -525,7 +545,9 @@ def _push(
             raise HubError(f"{repo_id} exists and is public: make it private on the Hub first, or give another name.")
         present = [each.rfilename for each in head.siblings]
         wanted = dict(files)
-        if CARD in present and CARD in wanted and not _card_is_ours(api, made.repo_id, kind, head.sha):
+        if (CARD in present and CARD in wanted) and (
+            adds_a_variant(present, list(wanted)) or not _card_is_ours(api, made.repo_id, kind, head.sha)
+        ):
             del wanted[CARD]
         replaced = replaced_weights if kind == "model" else replaced_tables
         operations = [CommitOperationDelete(name) for name in replaced(present, list(wanted))]
@@ -583,6 +605,15 @@ def replaced_weights(present: list[str], pushed: list[str]) -> list[str]:
     ]
 
 
+def adds_a_variant(present: list[str], pushed: list[str]) -> bool:
+    """Whether weights are pushed in a variant alone, to a repository whose card tells how to load the plain ones."""
+    ours, theirs = (
+        {(PurePosixPath(name).parent, variant_of(name)) for name in names if variant_of(name) is not None}
+        for names in (pushed, present)
+    )
+    return bool(ours) and all(variant and (place, "") in theirs for place, variant in ours)
+
+
 def replaced_tables(present: list[str], pushed: list[str]) -> list[str]:
     """Tables of earlier pairs, of any split: what is pushed are all pairs of the repository, as its card says."""
     return [name for name in present if TABLE.fullmatch(name) and name not in pushed]
@@ -602,6 +633,11 @@ def check_repo_id(repo_id: str) -> None:
     """
     if not may_be_repo_id(repo_id):  # the code on a card has to name the owner too
         raise HubError(f"{repo_id!r} is no id of a repository: give one as owner/name.")
+
+
+def _check_revision(revision: str | None) -> None:
+    if revision == "":  # the Hub would be asked for something else
+        raise HubError("the revision is empty: give a branch, or leave it out.")
 
 
 def _persistently(
@@ -691,7 +727,13 @@ def _pull_in_words(error: Exception, repo_id: str, revision: str | None) -> HubE
     return _in_words(error, repo_id)
 
 
-def loading_in_words(error: Exception, repo_id: str, revision: str | None, folder: Path | None) -> HubError | None:
+def loading_in_words(
+    error: Exception,
+    repo_id: str,
+    revision: str | None,
+    folder: Path | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> HubError | None:
     """What a `from_pretrained` of diffusers should have said of a repository where it raised `error`.
 
     Args:
@@ -699,6 +741,8 @@ def loading_in_words(error: Exception, repo_id: str, revision: str | None, folde
         repo_id: of the repository.
         revision: that was asked for.
         folder: to which the repository was downloaded, if that is what is wrong.
+        given: with which a pipeline is downloaded, as `variant` and the components that are passed; `None` for
+            anything else.
 
     Returns:
         What to raise in its place; `None` if the repository has nothing to do with it.
@@ -713,7 +757,59 @@ def loading_in_words(error: Exception, repo_id: str, revision: str | None, folde
         return None
     if isinstance(error, (OSError, ValueError)) and not may_be_repo_id(repo_id):
         return HubError(f"there is no folder {repo_id}, and it is no id of a repository: check the name.")
-    return _pull_in_words(error, repo_id, revision) if _has_cause(error, OF_HUB) else None
+    if _has_cause(error, OF_HUB):
+        return _pull_in_words(error, repo_id, revision)
+    if given is None:
+        return None
+    if isinstance(error, RecursionError):
+        return _damaged_index(repo_id, "it is nested too deeply")
+    return _missing_weights(repo_id, revision, given) if isinstance(error, (OSError, ValueError)) else None
+
+
+def _missing_weights(repo_id: str, revision: str | None, given: Mapping[str, Any]) -> HubError | None:
+    """What is wrong with the weights of a pipeline's repository, judged by the names of its files alone.
+
+    Returns:
+        What to say; `None` if they are not what is wrong, or the Hub cannot be asked.
+    """
+    try:
+        info = HfApi(token=given.get("token")).model_info(repo_id, revision=revision)
+    except Exception:  # then what was raised before is all there is to say
+        return None
+    listed = [each.rfilename for each in info.siblings]
+    found: set[str] = set()
+    lone: set[str] = set()
+    for component in COMPONENTS_WITH_WEIGHTS:
+        inside = [name for name in listed if name.startswith(f"{component}/")]
+        if component in given or not inside:
+            continue
+        variants = {variant_of(name) for name in inside if name.endswith(".safetensors")}
+        if not variants and _has(inside, PICKLES):
+            return _only_a_pickle(repo_id, component)
+        found |= variants
+        lone |= variants if "" not in variants else set()
+    wanted = given.get("variant")
+    if wanted is None and lone:
+        return MissingFileError(
+            f"{repo_id} holds its weights only in the variant {min(lone)}: give variant={min(lone)!r}."
+        )
+    if wanted is not None and found and wanted not in found:
+        others = [f"give variant={name!r}" if name else "leave it out" for name in sorted(found)]
+        return MissingFileError(f"{repo_id} has no weights in the variant {wanted}: {', or '.join(others)}.")
+    return None
+
+
+def _only_a_pickle(repo_id: str, component: str) -> HubError:
+    return HubError(
+        f"{repo_id} has the weights of {component} only as a pickle, which could run any code: ask its owner for"
+        " safetensors."
+    )
+
+
+def _damaged_index(repo_id: str, fault: str) -> HubError:
+    return HubError(
+        f"the {INDEX} of {repo_id} is damaged ({fault}): ask its owner to push it again, or give another revision."
+    )
 
 
 def _push_in_words(error: Exception, repo_id: str, revision: str | None) -> HubError:

@@ -155,6 +155,8 @@ def test_a_damaged_file_is_named(folder, file):
 
 @pytest.mark.parametrize("file", [*CONFIGS, "model_index.json"])
 def test_json_of_another_kind_is_named(folder, file):
+    (folder / file).write_text("[" * 200_000)
+    assert refused(folder, f"{folder / file} is damaged (it is nested too deeply)")
     (folder / file).write_text("[]")
     assert refused(folder, f"{folder / file} is damaged (it holds no JSON object)")
 

@@ -560,6 +560,26 @@ def test_variants_lie_beside_each_other(server, clients, tiny_folder):
     clients.forget()
     pulled = clients.run("from backshan_diffusers.hub import pull; print(pull('org/variants'))").checked().out.strip()
     assert set(model_of(on_disk(Path(pulled)))) == set(on_disk(tiny_folder))
+    newest, older, _ = server.repo("org/variants").history()
+    assert newest.files["README.md"] == older.files["README.md"]  # what it says of the plain form is still right
+    clients.run(PUSH, tiny_folder, "org/variants").checked()
+    last = server.repo("org/variants").find("main").files
+    changed = {name for name in last | newest.files if last.get(name) != newest.files.get(name)}
+    assert changed <= {"tokenizer/tokenizer_config.json", "text_encoder/config.json"}  # which note how it was loaded
+
+
+@pytest.mark.parametrize(
+    ("present", "pushed", "adds"),
+    [
+        (["unet/a.safetensors"], ["unet/a.fp16.safetensors", "unet/config.json"], True),
+        (["unet/a.safetensors"], ["unet/a.safetensors"], False),
+        (["unet/a.fp16.safetensors"], ["unet/a.fp16.safetensors"], False),
+        (["unet/a.safetensors"], ["unet/a.fp16.safetensors", "vae/a.fp16.safetensors"], False),
+        (["unet/a.safetensors"], ["unet/config.json"], False),
+    ],
+)
+def test_whether_a_variant_is_added_to_the_plain_form(present, pushed, adds):
+    assert hub.adds_a_variant(present, pushed) is adds
 
 
 @pytest.mark.parametrize(
@@ -613,6 +633,43 @@ def test_the_classes_push_themselves(server, clients, tiny_folder):
         list(server.repo("org/net-by-class").pulls) == ["refs/pr/1"]
         or "refs/pr/2" in server.repo("org/net-by-class").pulls
     )
+
+
+def test_the_classes_push_as_the_function_does(server, clients, tiny_folder):
+    """Also what diffusers asks before it uploads: failures are survived, or said in one sentence."""
+    code = (
+        IMPATIENT
+        + """
+import sys
+from backshan_diffusers import BackToFrontPipeline
+from backshan_diffusers.hub import HubError
+model = BackToFrontPipeline.from_pretrained(sys.argv[1]).controlnet
+print(model.push_to_hub("net-of-mine").repo_url.repo_id)
+for arguments in (
+    {"repo_id": "org/net", "token": "hf_wrong"},
+    {"repo_id": "a b"},
+    {"repo_id": "net-of-mine", "private": True},
+    {"repo_id": "org/net", "safe_serialization": False},
+):
+    try:
+        model.push_to_hub(**arguments)
+    except (HubError, ValueError) as error:
+        print(type(error).__name__, error)
+"""
+    )
+    server.faults += [Fault("POST", "/repos/create", "500"), Fault("POST", "/repos/create", "drop")]
+    made, *refusals = clients.run(code, tiny_folder).checked().out.splitlines()
+    assert server.faults[0].times == server.faults[1].times == 0
+    owner, name = made.split("/")
+    assert (owner, name) != ("org", name) and name == "net-of-mine"
+    assert b"A ControlNet of" in server.files(made)["README.md"]
+    assert refusals == [
+        "HubError this token may not do that with org/net: log in with one that may (hf auth login).",
+        "HubError 'owner/a b' is no id of a repository: give one as owner/name.",
+        f"HubError {made} exists and is public: make it private on the Hub first, or give another name.",
+        "ValueError weights are pushed as safetensors only: leave safe_serialization out.",
+    ]
+    assert ("models", "org/net") not in server.repos
 
 
 def test_the_classes_push_with_the_token_that_is_given(server, clients, tiny_folder):
@@ -1135,24 +1192,98 @@ def test_pickles_are_refused_before_they_are_downloaded(server, clients, tiny_fo
     from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
     from backshan_diffusers.hub import pull
     for call in (
+        lambda: pull("org/pickles"),
         lambda: BackToFrontPipeline.from_pretrained("org/pickles"),
+        lambda: BackToFrontPipeline.from_pretrained("org/pickles", controlnet=None),
         lambda: BackshanControlNetModel.from_pretrained("org/pickles", subfolder="controlnet"),
     ):
         try:
             call()
         except OSError as error:
-            print("safetensors" in str(error))
-    pull("org/pickles")
+            print(type(error).__name__, error)
     """
     clients.forget()
     before = server.asked("GET", "/cdn/")
-    done = clients.run(textwrap.dedent(code))
-    assert done.out == "True\nTrue\n"
-    assert (
-        "HubError: org/pickles has the weights of controlnet only as a pickle, which could run any code: ask its owner"
-        " for safetensors." in said(done.err)
+    refused = (
+        "HubError org/pickles has the weights of {} only as a pickle, which could run any code: ask its owner for"
     )
+    assert clients.run(textwrap.dedent(code)).checked().out.splitlines() == [
+        f"{refused} safetensors.".format("controlnet"),
+        f"{refused} safetensors.".format("unet"),
+        f"{refused} safetensors.".format("unet"),
+        "MissingFileError org/pickles lacks controlnet/diffusion_pytorch_model.safetensors: give a repository, a"
+        " subfolder or a revision that has it.",
+    ]
     assert server.asked("GET", "/cdn/") == before
+
+
+def test_a_variant_that_is_missing_and_one_that_is_not_asked_for(server, clients, tiny_folder, tmp_path):
+    BackToFrontPipeline.from_pretrained(tiny_folder).save_pretrained(tmp_path / "half", variant="fp16")
+    plain, half = on_disk(tiny_folder), on_disk(tmp_path / "half")
+    server.put("org/plain", plain)
+    server.put("org/half-alone", half)
+    server.put("org/plain-and-half", plain | half)
+    code = """
+    import sys
+    from backshan_diffusers import BackToFrontPipeline
+    for name, variant in zip(sys.argv[1::2], sys.argv[2::2]):
+        try:
+            print(type(BackToFrontPipeline.from_pretrained(f"org/{name}", variant=variant or None)).__name__)
+        except OSError as error:
+            print(type(error).__name__, error)
+    """
+    asked = ["plain", "fp16", "half-alone", "", "half-alone", "bf16", "plain-and-half", "bf16", "half-alone", "fp16"]
+    clients.forget()
+    assert clients.run(textwrap.dedent(code), *asked).checked().out.splitlines() == [
+        "MissingFileError org/plain has no weights in the variant fp16: leave it out.",
+        "MissingFileError org/half-alone holds its weights only in the variant fp16: give variant='fp16'.",
+        "MissingFileError org/half-alone has no weights in the variant bf16: give variant='fp16'.",
+        "MissingFileError org/plain-and-half has no weights in the variant bf16: leave it out, or give"
+        " variant='fp16'.",
+        "BackToFrontPipeline",
+    ]
+
+
+def test_what_is_nested_too_deeply_is_damaged(server, clients, tiny_folder):
+    files, deep = on_disk(tiny_folder), b"[" * 200_000
+    server.put("org/deep-index", files | {"model_index.json": deep})
+    server.put("org/deep-config", files | {"unet/config.json": deep})
+    code = """
+    from backshan_diffusers import BackToFrontPipeline
+    from backshan_diffusers.hub import pull
+    for call in (pull, BackToFrontPipeline.from_pretrained):
+        for name in ("org/deep-index", "org/deep-config"):
+            try:
+                print(call(name).name)
+            except OSError as error:
+                print(type(error).__name__, error)
+    """
+    clients.forget()
+    index = (
+        "HubError the model_index.json of org/deep-index is damaged (it is nested too deeply): ask its owner to push"
+        " it again, or give another revision."
+    )
+    pulled, downloaded, opened, loaded = clients.run(textwrap.dedent(code)).checked().out.splitlines()
+    assert pulled == opened == index
+    assert downloaded == server.repo("org/deep-config").find("main").oid  # a folder is judged when it is opened
+    assert loaded == (
+        "MissingFileError org/deep-config holds no whole pipeline (unet/config.json is damaged (it is nested too"
+        " deeply)): give another revision, pass that component, or ask its owner to push it again."
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda folder: hub.push(folder, "org/x", revision=""),
+        lambda _: hub.pull("org/x", revision=""),
+        lambda _: hub.push_pairs("org/x", "wardrobe", size=64, splits={"train": 1}, license="mit", revision=""),
+        lambda _: hub.pull_pairs("org/x", revision=""),
+    ],
+)
+def test_an_empty_revision_is_refused(call, tiny_folder):
+    with pytest.raises(hub.HubError, match="^the revision is empty: give a branch, or leave it out.$"):
+        call(tiny_folder)
 
 
 def test_a_gated_repository(server, clients, tiny_folder):

@@ -155,7 +155,7 @@ class BackToFrontPipeline(SafetensorsFile, SafetensorsAdapters, Published, Stabl
     def download(cls, pretrained_model_name: str, **kwargs) -> str | os.PathLike:
         """The parent's; but what a repository has is checked as a folder is, and what it lacks is one sentence."""
         revision = kwargs.get("revision")
-        with hub_in_words(pretrained_model_name, revision):
+        with hub_in_words(pretrained_model_name, revision, given=kwargs):
             folder = super().download(pretrained_model_name, **with_safetensors(kwargs))
         with hub_in_words(pretrained_model_name, revision, Path(folder)):
             check_folder(Path(folder), set(kwargs))
