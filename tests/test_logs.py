@@ -28,7 +28,7 @@ from backshan_diffusers.training.config import ConfigError
 from backshan_diffusers.training.logs import append_row, csv_step, drop_later_lines, json_step, peak_memory
 from backshan_diffusers.training.probes import doubt, probe_stage
 from backshan_diffusers.training.run import TrainingRun
-from backshan_diffusers.training.trainer import StageTrainer, _means
+from backshan_diffusers.training.trainer import StageTrainer, _means, learning_rate_factor
 from backshan_diffusers.training.validation import front_masks, generate, rebuild, score
 
 ROOT = Path(__file__).parents[1]
@@ -194,6 +194,8 @@ def test_every_rate_is_logged(tmp_path):
     train(tmp_path / "two", control_stage(MID), control_batch(), warmup_steps=4, **rates)
     line = lines_of(tmp_path / "two")[0]
     assert line["learning_rate"] == pytest.approx(4 * line["unet_learning_rate"]) and line["unet_learning_rate"] > 0
+    used = [4e-4 * learning_rate_factor(step, warmup_steps=4, max_steps=2) for step in range(2)]
+    assert [line["learning_rate"] for line in lines_of(tmp_path / "two")] == pytest.approx(used)
     train(tmp_path / "one", control_stage(MID), control_batch(), **rates | {"unet_learning_rate": None})
     assert "unet_learning_rate" not in lines_of(tmp_path / "one")[0]
 

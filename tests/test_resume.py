@@ -19,11 +19,12 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from diffusers import DDIMScheduler
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 from test_stages import control_batch, control_stage
-from tiny import TINY, tiny_config, tiny_prior
+from tiny import TINY, tiny_config, tiny_pipeline, tiny_prior
 
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.files import DiskFullError, full_disk_in_words
@@ -36,7 +37,7 @@ from backshan_diffusers.training.checkpoints import (
     newest_sound_step,
     save_checkpoint,
 )
-from backshan_diffusers.training.config import STAGES, ConfigError
+from backshan_diffusers.training.config import STAGES, ConfigError, ModelSize
 from backshan_diffusers.training.records import check_record, write_record
 from backshan_diffusers.training.run import TrainingRun
 from backshan_diffusers.training.scratch import build_pipeline
@@ -547,7 +548,11 @@ def test_a_run_does_not_go_on_with_other_pairs(tmp_path):
     train(run, **values)  # the same ones
     shutil.rmtree(run / "vae" / "pipeline")
     before = record_of(run / "vae")["pairs_key"]
-    front = next((tmp_path / "pairs" / "train").glob("*_front.png"))
+    shutil.move(tmp_path / "pairs", tmp_path / "moved")
+    values["source_path"] = str(tmp_path / "moved")
+    train(run, **values)  # the same ones elsewhere
+    shutil.rmtree(run / "vae" / "pipeline")
+    front = next((tmp_path / "moved" / "train").glob("*_front.png"))
     Image.new("RGB", (64, 64)).save(front)
     with pytest.raises(ConfigError, match=f"vae was trained with pairs_key '{before}', not '[0-9a-f]+': give another"):
         train(run, **values)
@@ -556,6 +561,41 @@ def test_a_run_does_not_go_on_with_other_pairs(tmp_path):
     front.write_bytes(front.read_bytes() + b" ")
     with pytest.raises(ConfigError, match="vae was trained with pairs_key"):  # it is finished
         train(run, **values)
+
+
+def test_a_run_does_not_go_on_from_other_weights(tmp_path):
+    """A base model, or the pipeline of the stage before, that was trained again meanwhile."""
+    run, base = tmp_path / "run", tmp_path / "base"
+    values = {"base_model": str(base), "model": ModelSize(), "max_steps": 2, "stages": {"controlnet": {}, "joint": {}}}
+    tiny_pipeline().save_pretrained(base)
+    train(run, **values)
+    keys = [record_of(run / stage)["base_key"] for stage in ("controlnet", "joint")]
+    assert None not in keys and keys[0] != keys[1]
+
+    shutil.rmtree(run / "joint" / "pipeline")
+    train(run, **values)  # the same ones
+    shutil.rmtree(run / "joint" / "pipeline")
+    tiny_pipeline(seed=7).vae.save_pretrained(run / "controlnet" / "pipeline" / "vae")
+    with pytest.raises(
+        ConfigError, match=f"joint was trained with base_key '{keys[1]}', not '[0-9a-f]+': give another"
+    ):
+        train(run, **values)
+
+    shutil.rmtree(run / "controlnet" / "pipeline")
+    for part in ("vae", "text_encoder", "unet", "controlnet", "scheduler"):
+        shutil.rmtree(base)
+        tiny_pipeline().save_pretrained(base)
+        other = tiny_pipeline(seed=7)
+        other.register_modules(scheduler=DDIMScheduler.from_config(other.scheduler.config, beta_end=0.01))
+        getattr(other, part).save_pretrained(base / part)
+        with pytest.raises(ConfigError, match=f"controlnet was trained with base_key '{keys[0]}', not"):
+            train(run, **values)
+
+
+def test_a_run_from_nothing_has_no_base(finished):
+    stages = ("vae", "prior", "controlnet", "joint")
+    keys = [record_of(finished / stage)["base_key"] for stage in stages]
+    assert keys[0] is None and len(set(keys)) == len(stages)
 
 
 def test_a_checkpoint_of_another_shape_is_refused_even_if_changes_are_accepted(tmp_path):

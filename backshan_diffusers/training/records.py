@@ -21,6 +21,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 CHANGEABLE = (
     "output_dir",
     "cache_dir",
+    "source_path",
     "accept_changes",
     "stages",
     "validation_pairs",
@@ -32,7 +33,7 @@ CHANGEABLE = (
     "validate_every",
     "gradient_checkpointing",
 )
-"""Values that no weight depends on."""
+"""Values that no weight depends on: which pairs lie in `source_path` is told by `pairs_key`."""
 
 
 def write_record(folder: Path, values: dict) -> None:

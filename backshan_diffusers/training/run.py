@@ -28,7 +28,7 @@ from ..objective import Objective
 from ..pipelines import BackToFrontPipeline
 from .base import open_base
 from .building import StageBuilder
-from .caching import PairArrays, cache_pairs, read_attributes, read_item_ids, rows_key
+from .caching import PairArrays, cache_pairs, fingerprint, key_of, read_attributes, read_item_ids, rows_key
 from .checkpoints import checkpoint_steps
 from .config import NEEDED, ConfigError, TrainingConfig, check
 from .logs import append_row, csv_step, drop_later_lines
@@ -47,6 +47,17 @@ from .zero import check_engine
 WHITENED_PICTURES = 1024
 """Training fronts from which the statistics of the latents are taken."""
 
+
+NOISE = (
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+)
+"""Fields of a scheduler's config that the training depends on, whatever samples."""
 
 _REMEDY = "give more pairs (batch_size, train_pairs), or --objective.preset mse, which compares none."
 
@@ -228,6 +239,7 @@ class TrainingRun(StageBuilder):
         pipeline = self.start(source)
         rows, held_out_rows = self.pairs(pipeline.controlnet.config.image_size)
         record["pairs_key"] = rows_key(rows)
+        record["base_key"] = None if source is None and config.base_model is None else _base_key(pipeline)
         record["accepted"] = check_record(folder, record, max(checkpoint_steps(folder), default=0))
         train, held_out = self._cached(rows, config.mask_face, tuple(config.focus())), self._cached(held_out_rows)
         self._check_outfits(train)
@@ -368,6 +380,13 @@ def _check_finished(folder: Path) -> None:
     except OSError as error:
         reason, _, _ = str(error).rpartition(": ")  # its remedy is for folders
         raise ConfigError(f"a finished stage is damaged ({reason}): remove {folder} to write it again.") from error
+
+
+def _base_key(pipeline: BackToFrontPipeline) -> str:
+    """A hash of what a stage begins with: all weights, and what says how latents are scaled and noise is added."""
+    weights = [fingerprint(getattr(pipeline, name)) for name in ("vae", "text_encoder", "unet", "controlnet")]
+    noise = [pipeline.scheduler.config.get(name) for name in NOISE]
+    return key_of(*weights, pipeline.vae.config.scaling_factor, noise)
 
 
 def _new_engine(**arguments) -> Accelerator:

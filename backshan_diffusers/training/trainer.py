@@ -125,6 +125,7 @@ class StageTrainer:
             self.states["scaler"] = accelerator.scaler
         if accelerator.is_fsdp2:
             self.states = {name: Whole(state) for name, state in self.states.items()}
+        self.rates: list[float] = []  # of the last step
         self.step = self.saved_step = self._resume()
 
     def _resume(self) -> int:
@@ -224,6 +225,7 @@ class StageTrainer:
         else:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+        self.rates = self.schedule.get_last_lr()
         self.schedule.step()
         if self.accelerator.optimizer_step_was_skipped:
             self._check_scale(items)
@@ -325,7 +327,7 @@ class StageTrainer:
         values = {
             # JSON knows no others; a step that the loss scaler skips has them.
             **{name: round(value, 6) if math.isfinite(value) else None for name, value in terms.items()},
-            **dict(zip(RATES, self.schedule.get_last_lr(), strict=False)),
+            **dict(zip(RATES, self.rates, strict=False)),
             "images_per_second": round(images_per_second, 2),
             "peak_memory_mib": round(peak_memory(self.accelerator.device)),
         }

@@ -8,6 +8,7 @@ from .edges import Edges, cache_edges
 from .latents import AT_ONCE, cache_latents, encode, to_pixels
 from .pairs import PairArrays, cache_pairs, read_attributes, read_item_ids, rows_key
 from .prompts import cache_prompts
+from .storage import fingerprint, key_of
 
 __all__ = [
     "AT_ONCE",
@@ -18,6 +19,8 @@ __all__ = [
     "cache_pairs",
     "cache_prompts",
     "encode",
+    "fingerprint",
+    "key_of",
     "read_attributes",
     "read_item_ids",
     "rows_key",
