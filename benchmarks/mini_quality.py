@@ -222,8 +222,9 @@ def identity(model: str) -> dict[str, str | None]:
 
 
 def fingerprint(model: str) -> str | None:
-    """SHA-256 over a folder's safetensors files in the order of their names; `None` for a model from the Hub."""
-    files = sorted(Path(model).glob("*/*.safetensors"))
+    """SHA-256 over a folder's safetensors files in the order of their names, those of adapters beside the components
+    last; `None` for a model from the Hub."""
+    files = [*sorted(Path(model).glob("*/*.safetensors")), *sorted(Path(model).glob("*.safetensors"))]
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.relative_to(model).as_posix().encode())

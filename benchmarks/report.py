@@ -107,12 +107,18 @@ def parser_of_fronts(script: str, description: str, count: int) -> Parser:
 
 
 def open_pipeline(parser: Parser, model: str):
-    """The pipeline of a folder or repository, without progress bars; the parser refuses what cannot be measured."""
+    """The pipeline of a folder or repository, with the adapters beside it and without progress bars; the parser
+    refuses what cannot be measured."""
     # here, because benchmarks of the data alone should not need torch
     from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
+    from backshan_diffusers.folder_check import ADAPTERS
+    from backshan_diffusers.hub import find_model
 
     try:
-        pipeline = BackToFrontPipeline.from_pretrained(model)
+        folder = find_model(model).folder
+        pipeline = BackToFrontPipeline.from_pretrained(folder)
+        if (folder / ADAPTERS).exists():
+            pipeline.load_lora_weights(folder)
     except (OSError, ValueError) as error:
         parser.error(f"--model {model}: {error}")
     if not isinstance(pipeline.controlnet, BackshanControlNetModel):

@@ -224,6 +224,21 @@ def test_a_base_with_a_tiny_autoencoder_trains_all_but_that(tmp_path):
         TrainingRun(config).run()
 
 
+def test_held_out_fronts_are_scored_as_they_are_and_the_safety_checker_stays_with_the_model(public, tmp_path):
+    base = Path(shutil.copytree(public, tmp_path / "base"))
+    checker = StableDiffusionSafetyChecker.from_pretrained(base / "safety_checker")
+    checker.concept_embeds_weights.data.fill_(-1)  # it objects to every picture
+    checker.save_pretrained(base / "safety_checker")
+    scores = []
+    for name in (public, base):
+        run = tmp_path / f"of-{name.name}"
+        settings = {"model": ModelSize(), "stages": {"controlnet": {}}, "max_steps": 2, "validate_every": 2}
+        finished = TrainingRun(tiny_config(run, base_model=str(name), **settings)).run()
+        scores.append((run / "controlnet" / "validation.csv").read_text())
+        assert (finished / "safety_checker").is_dir()
+    assert scores[0] == scores[1]
+
+
 def test_the_two_stages_of_the_method_run_one_after_the_other(public, tmp_path):
     """As sd15-stage1.yaml and sd15-stage2.yaml say it."""
     stock = stock_controlnet(tmp_path / "controlnet")

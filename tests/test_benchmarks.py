@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 import yaml
 from diffusers import ControlNetModel, StableDiffusionPipeline
 from tiny import tiny_pipeline
@@ -19,6 +20,7 @@ from backshan_diffusers.data import load_pairs
 from backshan_diffusers.data.wardrobe import Wardrobe, describe
 from backshan_diffusers.evaluation import METRICS, GeneratedFront, NearestTrainingFront
 from backshan_diffusers.objective import PRESETS
+from backshan_diffusers.training.lora import add_lora, save_lora
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SYSTEMS = ["generated", "mirrored back", "nearest training front", "blank back"]
@@ -256,6 +258,21 @@ def test_a_stock_controlnet_is_refused(tmp_path, capsys):
     pipeline.register_modules(controlnet=stock)
     pipeline.save_pretrained(tmp_path)
     assert "has a stock ControlNet" in refused("generate_speed", capsys, "--model", str(tmp_path))
+
+
+def test_a_model_is_measured_with_its_adapters(tmp_path):
+    pipeline = tiny_pipeline()
+    pipeline.save_pretrained(tmp_path / "plain")
+    pipeline.save_pretrained(tmp_path / "adapted")
+    adapters = add_lora(pipeline.unet, 2)
+    for weight in adapters.parameters():
+        torch.nn.init.normal_(weight)
+    save_lora(pipeline.unet, tmp_path / "adapted")
+    parser = script("report").parser_of_fronts("any.py", "", 2)
+    plain, adapted = (script("report").open_pipeline(parser, str(tmp_path / name)) for name in ("plain", "adapted"))
+    assert (plain.get_active_adapters(), len(adapted.get_active_adapters())) == ([], 1)
+    fingerprint = script("mini_quality").fingerprint
+    assert fingerprint(str(tmp_path / "plain")) != fingerprint(str(tmp_path / "adapted"))
 
 
 def test_scripts_run_from_a_shell():

@@ -271,8 +271,9 @@ class TrainingRun(StageBuilder):
         self.accelerator.wait_for_everyone()
 
     def make_room(self, pipeline: BackToFrontPipeline, module: StageModule) -> None:
-        """Let go of what a stage has no need of: the text encoder, and half the bits of weights that do not learn."""
-        pipeline.register_modules(text_encoder=None)  # the prompts are encoded
+        """Let go of what a stage has no need of: the text encoder, a safety checker, which would blacken the held-out
+        fronts it takes amiss, and half the bits of weights that do not learn."""
+        pipeline.register_modules(text_encoder=None, safety_checker=None)  # the prompts are encoded
         for name in ("vae", "unet", "controlnet"):
             if name not in module.trained:
                 round_frozen(getattr(pipeline, name), self.accelerator)
