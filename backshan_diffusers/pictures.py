@@ -48,7 +48,8 @@ def load_picture(source: Any, enough_pixels: int | None = None) -> PIL.Image.Ima
     """Read a picture, whatever it is, as an upright RGB picture without metadata.
 
     The camera's EXIF rotation is applied, transparency is composited on white, 16-bit grey is scaled to 8 bit, and of
-    an animation the first frame is taken.
+    an animation the first frame is taken. Grey in 32-bit integers is taken for 8 bits where no value exceeds 255, else
+    for 16.
 
     Args:
         source (`str`, `os.PathLike`, `bytes`, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`):
@@ -178,6 +179,12 @@ def _upright(picture: PIL.Image.Image, exif: PIL.Image.Exif) -> PIL.Image.Image:
 def _to_rgb(image: PIL.Image.Image, name: Any) -> PIL.Image.Image:
     if image.mode == "F":
         return _from_array(np.asarray(image), name)
+    if image.mode == "I":  # PIL's 32 bits: nothing says which of them are used
+        darkest, brightest = image.getextrema()
+        if darkest < 0 or brightest > 65535:
+            raise PictureError(f"{name} has grey values from {darkest} to {brightest}: save it with 8 or 16 bits.")
+        if brightest <= 255:
+            image = image.convert("L")
     picture, rows = PIL.Image.new("RGB", image.size), BAND_PIXELS // image.width
     for top in range(0, image.height, rows):
         band = image.crop((0, top, image.width, min(top + rows, image.height)))
@@ -188,7 +195,7 @@ def _to_rgb(image: PIL.Image.Image, name: Any) -> PIL.Image.Image:
 def _band_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image)
-        grey = _eight_bit(values.clip(0, 65535).astype(np.uint16))
+        grey = _eight_bit(values.astype(np.uint16))
         if isinstance(image.info.get("transparency"), int):
             grey = np.where(values == image.info["transparency"], 255, grey).astype(np.uint8)
         return PIL.Image.fromarray(grey).convert("RGB")

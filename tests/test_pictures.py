@@ -147,10 +147,22 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
         np.testing.assert_array_equal(read(source), expected)
 
 
-def test_32_bit_grey_beyond_16_bit_is_clipped():
+@pytest.mark.parametrize(("brightest", "read_as"), [(255, [0, 100, 255]), (256, [0, 0, 1]), (65535, [0, 0, 255])])
+def test_32_bit_grey_is_of_8_or_of_16_bits(tmp_path, brightest, read_as):
+    values = np.zeros((16, 16), np.int32)
+    values[0, :3] = 0, 100, brightest
+    PIL.Image.fromarray(values).save(tmp_path / "grey.tif")
+    for source in (tmp_path / "grey.tif", PIL.Image.fromarray(values)):
+        assert read(source)[0, :3, 0].tolist() == read_as
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_32_bit_grey_beyond_16_bits_is_refused(value):
     values = np.full((16, 16), 257, np.int32)
-    values[0, :2] = -70_000, 70_000
-    assert read(PIL.Image.fromarray(values))[0, :3, 0].tolist() == [0, 255, 1]
+    values[3, 5] = value
+    words = f"has grey values from {min(value, 257)} to {max(value, 257)}: save it with 8 or 16 bits."
+    with pytest.raises(PictureError, match=words):
+        load_picture(PIL.Image.fromarray(values))
 
 
 def test_16_bit_grey_with_a_transparent_value():

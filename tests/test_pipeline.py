@@ -975,6 +975,12 @@ def test_bad_arguments_are_refused_with_one_sentence(pipe):
     assert len(pipe(photo(), mirror=np.bool_(True)).images) == 1
     for value in (3, [seeded(), 3]):
         refused(TypeError, r"generator is .*3.*: give torch.Generator\(\)", photo(), generator=value)
+    fronts = [
+        pipe([photo(), photo()], generator=kind(map(seeded, (1, 2))), num_inference_steps=1).images
+        for kind in (list, tuple)
+    ]
+    assert all(one.tobytes() == other.tobytes() for one, other in zip(*fronts, strict=True))
+    refused(TypeError, "latents are of the type ndarray: give a torch.Tensor", photo(), latents=np.zeros((1, 4, 8, 8)))
     for backs, shape in ((1, (1, 4, 4, 4)), (2, (1, 4, 8, 8)), (1, (1, 3, 8, 8))):
         told = rf"latents have the shape \({shape[0]}, .*: give \({backs}, 4, 8, 8\), one for each front of 64 px"
         refused(ValueError, told, [photo()] * backs, latents=torch.zeros(shape))

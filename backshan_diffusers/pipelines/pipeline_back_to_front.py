@@ -250,6 +250,8 @@ class BackToFrontPipeline(SafetensorsFile, SafetensorsAdapters, Published, Stabl
             ValueError: if an argument does not fit the others or the ControlNet.
             TypeError: if an argument is unknown.
         """
+        if isinstance(kwargs.get("generator"), tuple):  # of which diffusers knows lists only
+            kwargs["generator"] = list(kwargs["generator"])
         self._check_arguments(kwargs, restore_size, output_type)
         check_count("num_images_per_prompt", num_images_per_prompt)
         if num_inference_steps is not None:
@@ -360,9 +362,9 @@ class BackToFrontPipeline(SafetensorsFile, SafetensorsAdapters, Published, Stabl
         if unknown:
             raise TypeError(f"{type(self).__name__} has no argument {', '.join(unknown)}: see its documentation.")
         generator = kwargs.get("generator")
-        generators = generator if isinstance(generator, list | tuple) else [generator]
+        generators = generator if isinstance(generator, list) else [generator]
         if not all(each is None or isinstance(each, torch.Generator) for each in generators):
-            raise TypeError(f"generator is {generator!r}: give torch.Generator().manual_seed(0) or the like.")
+            raise TypeError(f"generator is {generator!r}: give torch.Generator().manual_seed(0), or a list of such.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type is {output_type!r}: choose one of pil, np, pt, latent.")
         if restore_size and output_type == "latent":
@@ -382,6 +384,8 @@ class BackToFrontPipeline(SafetensorsFile, SafetensorsAdapters, Published, Stabl
     def _check_latents(self, latents: torch.Tensor | None, count: int, side: int) -> None:
         size = side // self.vae_scale_factor
         expected = (count, self.unet.config.in_channels, size, size)
+        if not isinstance(latents, torch.Tensor | None):
+            raise TypeError(f"latents are of the type {type(latents).__name__}: give a torch.Tensor.")
         if latents is not None and tuple(latents.shape) != expected:
             raise ValueError(
                 f"latents have the shape {tuple(latents.shape)}: give {expected}, one for each front of {side} px."
