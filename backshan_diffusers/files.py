@@ -52,10 +52,11 @@ def _number_in(message: str) -> int | None:
 def complete_file(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` at the end of the block; what `path` was stays if the block fails.
 
-    It lies in the same folder. Its name is short, because that of `path` may already be as long as the file system
-    allows, and no other process has it, because two may write `path` at once. What a killed process leaves of it is
-    for [`clear_unfinished`].
+    Where `path` is a link, it is the file to which it leads. What is written lies in the same folder. Its name is
+    short, because that of `path` may already be as long as the file system allows, and no other process has it,
+    because two may write `path` at once. What a killed process leaves of it is for [`clear_unfinished`].
     """
+    path = _linked(path)
     pending = path.with_name(f"{UNFINISHED}{secrets.token_hex(TOKEN_BYTES)}")
     try:
         with _owned(pending) as mode:
@@ -145,7 +146,7 @@ def put_back(target: Path) -> None:
 
 
 def _linked(path: Path) -> Path:
-    """The folder that a path names: by its own name, where that is `.` or the name of a link."""
+    """What a path names: by its own name, where that is `.` or the name of a link."""
     return Path(os.path.realpath(path))
 
 

@@ -28,6 +28,9 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 LONGEST_PROMPT = 1_000_000
 """Tokens; transformers writes 10^30 where nobody has said how many."""
 
+PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
+"""Fields of configs in which diffusers and transformers, some versions of it, note where files lay."""
+
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 REMEDY = "copy or download the whole pipeline folder again."
 
@@ -169,11 +172,10 @@ def records_conditioning(config: Mapping[str, Any]) -> bool:
 
 
 def without_origin(config: str) -> str:
-    """A component's config without the folder it was loaded from, which is nobody's business."""
+    """A component's config without the folders it was loaded from, which are nobody's business."""
     content = json.loads(config)
-    if content.pop("_name_or_path", None) is None:
-        return config
-    return json.dumps(content, indent=2) + "\n"
+    kept = {name: value for name, value in content.items() if name not in PLACES}
+    return config if kept == content else json.dumps(kept, indent=2) + "\n"
 
 
 def _names_a_class(entry: Any) -> bool:

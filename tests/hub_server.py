@@ -294,7 +294,11 @@ class Handler(BaseHTTPRequestHandler):
         return fault.method == self.command and re.search(fault.path, self.path_only) is not None
 
     def route(self) -> None:
-        """Call what belongs to the path."""
+        """Call what belongs to the path; of a repository that was renamed it is elsewhere."""
+        for old, new in self.hub.moved.items():
+            if self.command in ("GET", "HEAD") and f"/{old}/" in f"{self.path_only}/":
+                self.answer(307, {"Location": self.path.replace(old, new, 1)}, 0)
+                return
         for method, pattern, action in ROUTES:
             if self.command == method and (match := pattern.fullmatch(self.path_only)):
                 action(self, *(part if part is None else unquote(part) for part in match.groups()))
@@ -427,10 +431,6 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def info(self, kind: str, name: str, revision: str | None) -> None:
-        if name in self.hub.moved:
-            location = self.path.replace(name, self.hub.moved[name])
-            self.answer(307, {"Location": location}, 0)
-            return
         repo = self.open(kind, name)
         commit = self.at(repo, revision or "main")
         siblings = [{"rfilename": path} for path in commit.files]

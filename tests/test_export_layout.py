@@ -156,7 +156,7 @@ def test_command_writes_the_values_of_the_file_in_their_type(tiny_is_loadable, t
     assert [path.name for path in target.parent.iterdir()] == [target.name]
 
 
-def test_origin_of_a_folder(tiny_folder):
+def test_origin_of_a_folder(tiny_folder, monkeypatch):
     assert origin_of(tiny_folder) == {
         "software": "backshan",
         "version": __version__,
@@ -165,6 +165,8 @@ def test_origin_of_a_folder(tiny_folder):
     }
     assert origin_of(Path(MINI))["license"] == "apache-2.0"
     assert origin_of(tiny_folder, "org/tiny")["model"] == "org/tiny"
+    monkeypatch.chdir(tiny_folder)
+    assert origin_of(Path("."))["model"] == tiny_folder.name
 
 
 @pytest.mark.parametrize(("conditioning", "channels"), [("canny+rgb", 6), ("latents", 4)])

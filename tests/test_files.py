@@ -49,6 +49,15 @@ def test_a_file_appears_when_it_is_complete(tmp_path):
     assert content(tmp_path) == {"log.txt": b"new"}
 
 
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "elsewhere" / "file.txt")
+    for text in ("new", "newer"):  # at first it leads to nothing
+        write_text(tmp_path / "link.txt", text)
+        assert (tmp_path / "link.txt").is_symlink()
+        assert (tmp_path / "elsewhere" / "file.txt").read_text() == text
+
+
 def test_two_may_write_one_file_at_once(tmp_path):
     path = tmp_path / "log.txt"
     with complete_file(path) as first, complete_file(path) as second:

@@ -23,6 +23,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from hub_clients import ROOT, WITHOUT_PACKAGE, Clients, environment, run_apart
 from hub_server import TOKEN, Fault, Hub
 from huggingface_hub import DatasetCard, ModelCard, get_session
+from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
@@ -228,6 +229,31 @@ def test_whoever_asks_the_hub_beside_us_waits_as_before():
         assert session.timeout.read == hub.STALLED_AFTER_S != before.read
         raise KeyError
     assert session.timeout == before
+
+
+def test_what_is_tried_again():
+    """The network may come back by itself; it does not where it is switched off."""
+    assert hub._may_pass(ConnectionError())
+    assert not hub._may_pass(OfflineModeIsEnabled())
+    assert not hub._may_pass(hub.HubError())
+
+
+def test_a_repository_that_was_renamed_is_found(server, clients, pushed):
+    server.moved["org/old-name"] = pushed
+    clients.forget()
+    code = "from backshan_diffusers.hub import pull; print(pull('org/old-name').name)"
+    assert clients.run(code).checked().out.strip() == server.repo(pushed).find("main").oid
+
+
+def test_no_config_tells_where_it_lay(model):
+    for name in ("unet/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"):
+        content = json.loads((model / name).read_text())
+        places = dict.fromkeys(
+            ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"), "/home/x"
+        )
+        (model / name).write_text(json.dumps(content | places))
+        content.pop("_name_or_path", None)
+        assert json.loads(hub._model_files(model)[name]) == content
 
 
 def test_too_many_failures_are_said_and_nothing_is_visible(server, clients, tiny_folder):
