@@ -322,7 +322,9 @@ def test_reading_speed_refuses_what_load_pairs_refuses(capsys):
 
 def test_step_cost_measures_every_variant_beside_the_public_step(capsys, tmp_path):
     target = tmp_path / "cost.json"
-    script("step_cost").main(["--model", "mini", "--batch-size", "2", "--rounds", "1", "--json", str(target)])
+    script("step_cost").main(
+        ["--model", "mini", "--batch-size", "2", "--rounds", "1", "--precision", "no", "--json", str(target)]
+    )
     results = json.loads(target.read_text())["results"]
     variants = results["variants"]
     assert list(variants) == ["public", "mse", "paper", "backshan", "watched"]

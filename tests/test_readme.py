@@ -2,6 +2,7 @@
 
 import io
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -88,6 +89,18 @@ def test_blocks_of_the_page_run_from_top_to_bottom(page, folder_of_a_reader):
                 run_command(shlex.split(line, comments=True))
 
 
+def help_of(script: Path) -> str:
+    """What a script says with `--help`, here, where everything is imported already."""
+    printed, before = io.StringIO(), (sys.argv, sys.path)
+    sys.argv, sys.path = [str(script), "--help"], [str(script.parent.resolve()), *sys.path]
+    try:
+        with redirect_stdout(printed), pytest.raises(SystemExit, match="^0$"):
+            runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.argv, sys.path = before
+    return printed.getvalue()
+
+
 def check_output(block: Block, printed: str) -> None:
     """Compares what a block printed with the comment that follows each `print`, where `...` stands for anything."""
     told = PRINTS.findall(block.code)
@@ -123,9 +136,9 @@ def run_command(words: list[str]) -> None:
             )
             assert done.returncode == 0, done.stderr
         case ["python", script, *arguments] if script.startswith("benchmarks/"):  # their own tests run them
-            done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+            told = help_of(Path(script))
             for option in (word for word in arguments if word.startswith("--")):
-                assert re.search(rf"{option}\b", done.stdout), f"{script} has no {option}"
+                assert re.search(rf"{option}\b", told), f"{script} has no {option}"
         case ["pip", "install", "-c", "constraints.txt", "-e", requirement]:
             extras = re.fullmatch(r"\.\[([\w,]+)\]", requirement)[1].split(",")
             assert set(extras) <= set(re.findall(r'"(\w+)"', EXTRAS)), requirement
