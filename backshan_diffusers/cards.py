@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from . import MINI
 from .data import DRAWN
 from .folder_check import lone_variant, stored_variant
-from .repo_ids import may_be_repo_id
+from .model_record import UNTOLD, beside, is_embedded, record_of, repo_in
 
 PACKAGE = Path(__file__).parent
 MARK = "Written by backshan_diffusers at each push. Remove this line to keep a card of your own."
@@ -24,30 +22,10 @@ TAGS = ("backshan-diffusers", "controlnet", "stable-diffusion", "back-to-front")
 PIPELINE_TAG = "image-to-image"
 SHEET = "sheet.png"
 EVALUATION = "evaluation.json"
-RECORD = "training_config.yaml"
 USUAL_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 """With what a ControlNet is shown that records no base, where its prompts are as wide as it needs them."""
 
 WIDTH_OF_ITS_PROMPTS = 768
-
-PLACES = ("output_dir", "cache_dir")
-"""Values of a record that say where something lies, which is nobody's business."""
-
-PLACES_OR_REPOS = ("source_path", "base_model", "controlnet")
-"""Values that may also be ids of repositories, and are told then."""
-
-UNTOLD = "(a folder)"
-
-
-def is_embedded(folder: Path) -> bool:
-    """Whether it is the folder of the embedded model, whose weights are a part of this package."""
-    return os.path.samefile(folder, MINI)
-
-
-def beside(folder: Path, name: str) -> Path | None:
-    """A file of a model's folder, or of the stage that wrote it as its `pipeline`; `None` if there is none."""
-    places = [folder, folder.parent] if folder.name == "pipeline" else [folder]
-    return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def model_card(folder: Path, repo_id: str, license: str | None = None) -> str:
@@ -65,7 +43,7 @@ def model_card(folder: Path, repo_id: str, license: str | None = None) -> str:
     is_pipeline = (folder / "model_index.json").is_file()
     config = json.loads((folder / ("controlnet/config.json" if is_pipeline else "config.json")).read_text("utf-8"))
     record, evaluation = record_of(folder), _evaluation(folder)
-    base, name = _repo_or_none(record.get("base_model")), repo_id.rpartition("/")[2]
+    base, name = repo_in(record, "base_model"), repo_id.rpartition("/")[2]
     variant = (lone_variant if is_pipeline else stored_variant)(folder)
     ways = (
         _ways_of_a_pipeline(repo_id, config, variant)
@@ -78,7 +56,7 @@ def model_card(folder: Path, repo_id: str, license: str | None = None) -> str:
         library_name="diffusers",
         pipeline_tag=PIPELINE_TAG,
         base_model=base,
-        datasets=_repo_or_none(record.get("source_path")),
+        datasets=repo_in(record, "source_path"),
         tags=list(TAGS),
         model_name=name,
         eval_results=_eval_results(evaluation) or None,
@@ -144,37 +122,6 @@ def dataset_card(
 def is_ours(card: str) -> bool:
     """Whether a card was written here and nobody claimed it."""
     return MARK in card
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    """What the model of a folder was trained with, without the places where its files lay; empty if it is not known.
-
-    Raises:
-        ValueError: if the record cannot be read.
-    """
-    file = beside(folder, RECORD)
-    if file is None:
-        return {}
-    try:
-        record = yaml.safe_load(file.read_text("utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} cannot be read as YAML: repair it, or take it away.") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{file} holds no training config: repair it, or take it away.")
-    changes = [change | {"before": _without_places(change["before"])} for change in record.get("accepted", [])]
-    return _without_places(record) | ({"accepted": changes} if changes else {})
-
-
-def _without_places(values: Mapping[str, Any]) -> dict[str, Any]:
-    told = {name: value for name, value in values.items() if name not in (*PLACES, *PLACES_OR_REPOS)}
-    return told | {
-        name: values[name] and (_repo_or_none(values[name]) or UNTOLD) for name in PLACES_OR_REPOS if name in values
-    }
-
-
-def _repo_or_none(value: str | None) -> str | None:
-    """`value` if it may be a repository's id and is no folder here."""
-    return value if value is not None and may_be_repo_id(value) and not os.path.exists(value) else None
 
 
 def _from_nothing(record: Mapping[str, Any]) -> bool:

@@ -65,6 +65,7 @@ from .folder_check import (
     records_conditioning,
     without_origin,
 )
+from .model_record import beside
 from .remote_code import sources
 from .repo_ids import may_be_repo_id
 
@@ -451,7 +452,7 @@ def _surroundings(folder: Path, repo_id: str, license: str | None) -> dict[str, 
     files: dict[str, Content] = {CARD: cards.model_card(folder, repo_id, license).encode()}
     if (folder / INDEX).is_file():
         files |= {name: text.encode() for name, text in sources().items()}
-    sheet = cards.beside(folder, cards.SHEET)
+    sheet = beside(folder, cards.SHEET)
     return files if sheet is None else {**files, cards.SHEET: sheet}
 
 

@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
 
-from backshan_diffusers import MINI, BackToFrontPipeline, cards, hub, remote_code
+from backshan_diffusers import MINI, BackToFrontPipeline, cards, hub, model_record, remote_code
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.pictures import save_picture
 from backshan_diffusers.training.lora import add_lora, save_lora
@@ -840,7 +840,7 @@ def test_a_card_tells_nothing_of_a_neighbour(model):
     assert "Not recorded." not in cards.model_card(folder, "org/x")
     assert "Not recorded." in cards.model_card(other, "org/x")
     (folder / "training_config.yaml").write_text(yaml.safe_dump({"stage": "prior"}))
-    assert cards.beside(folder, cards.RECORD) == folder / "training_config.yaml"  # its own comes first
+    assert model_record.beside(folder, model_record.RECORD) == folder / "training_config.yaml"  # its own comes first
 
 
 def test_a_card_where_nothing_is_known(model):

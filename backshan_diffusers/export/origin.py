@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from .. import __version__
-from ..cards import is_embedded
+from ..model_record import is_embedded
 
 SOFTWARE = "backshan"
 """Written into everything that is exported, so that it may be replaced by a later export."""

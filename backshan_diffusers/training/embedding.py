@@ -11,9 +11,9 @@ import torch
 import yaml
 from diffusers import LCMScheduler, SchedulerMixin
 
-from ..cards import RECORD, record_of
 from ..files import complete_file, complete_folder, put_back
 from ..folder_check import without_origin
+from ..model_record import RECORD, record_of
 from ..pipelines import BackToFrontPipeline
 from .config import STAGES
 
@@ -90,7 +90,7 @@ def record(run: Path, folder: Path) -> None:
     figure = Figure(figsize=(4 * len(stages), 3), layout="constrained")
     for axis, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
         log, held_out = run / stage / "metrics.jsonl", run / stage / "validation.csv"
-        _copy(run / stage / "training_config.yaml", folder / f"{stage}.yaml")
+        _copy(run / stage / RECORD, folder / f"{stage}.yaml")
         _copy(log, folder / f"{stage}.jsonl")
         _copy(held_out, folder / f"{stage}-validation.csv")
         lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]

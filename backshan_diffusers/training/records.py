@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from ..files import write_text
+from ..model_record import RECORD
 from .config import ConfigError, check
 from .trainer import decay_begins
 
 logger = logging.getLogger(__name__)
 
-FILE = "training_config.yaml"
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 CHANGEABLE = (
     "output_dir",
@@ -40,7 +40,7 @@ def write_record(folder: Path, values: dict) -> None:
     """Write `values` and the versions of the packages that matter."""
     packages = {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
     text = yaml.safe_dump({**values, "packages": packages}, sort_keys=False)
-    write_text(folder / FILE, text)
+    write_text(folder / RECORD, text)
 
 
 def check_record(folder: Path, values: dict, steps_done: int | None) -> list[dict]:
@@ -59,11 +59,11 @@ def check_record(folder: Path, values: dict, steps_done: int | None) -> list[dic
     Raises:
         ConfigError: naming the values that differ.
     """
-    path = folder / FILE
+    path = folder / RECORD
     if not path.exists():
         if steps_done != 0:
             raise ConfigError(
-                f"{folder} was trained without {FILE}, so with nobody knows what: give another output_dir."
+                f"{folder} was trained without {RECORD}, so with nobody knows what: give another output_dir."
             )
         return []
     recorded = _read(path)
