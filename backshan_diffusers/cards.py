@@ -114,7 +114,7 @@ def dataset_card(
         people="All pictures were drawn by code: there is no person behind them."
         if drawn
         else "Pictures of people are personal: only those of people who consented belong here.",
-        licence=_licence(license, False, None),
+        licence=f"The pairs: {license}.",
     )
     return str(card)
 

@@ -789,6 +789,8 @@ def test_a_card_says_what_is_known(server, clients, model):
     assert "Stage `joint`: 7 steps of 2 pairs of the source `wardrobe`" in card.text
     assert "Those were drawn by code" in card.text
     assert "A generated front is a\nguess, not a fact" in card.text
+    assert "The back picture enters the U-Net through a\nControlNet (`conditioning: rgb`" in card.text
+    assert "Stable Diffusion's" not in card.text  # it was made from nothing
     assert "consented" in card.text
     for place in ("runs/x", "/cache", "output_dir"):
         assert place not in card.text
@@ -1622,7 +1624,9 @@ def test_pairs_of_ones_own_are_pushed(server, clients, tmp_path, drawn_backs, da
     assert len(back) == 3
     assert all(map(rows_equal, own, back))
     assert server.repo("org/own-pairs", "datasets").private
-    assert "Pictures of people are personal" in server.files("org/own-pairs", kind="datasets")["README.md"].decode()
+    card = server.files("org/own-pairs", kind="datasets")["README.md"].decode()
+    assert "Pictures of people are personal" in card
+    assert card.endswith("## Licence\n\nThe pairs: other.") and "weights" not in card
     missing = clients.run("from backshan_diffusers.hub import pull_pairs; pull_pairs('org/no-pairs')")
     assert "MissingRepoError: org/no-pairs does not exist" in said(missing.err)
 
