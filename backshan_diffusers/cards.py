@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def dataset_card(
         masks=f"The columns {', '.join(f'`{mask}`' for mask in masks)} are masks (0 outside, 255 inside)."
         if masks
         else "",
-        how_to_read=f"```python{_reading(repo_id, next(iter(splits)), size)}```",
+        how_to_read=_fenced("python", _reading(repo_id, next(iter(splits)), size)),
         people="All pictures were drawn by code: there is no person behind them."
         if drawn
         else "Pictures of people are personal: only those of people who consented belong here.",
@@ -178,7 +179,7 @@ def _training(record: Mapping[str, Any]) -> str:
         f"Stage `{record.get('stage')}`: {steps} steps of {record.get('batch_size')} pairs"
         f" of the source `{record.get('source')}`. All settings:"
     )
-    return f"{sentence}\n\n```yaml\n{yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True)}```"
+    return f"{sentence}\n\n{_fenced('yaml', yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True))}"
 
 
 def _licence(licence: str, is_guess: bool, base: str | None) -> str:
@@ -213,16 +214,16 @@ front = pipe("back.png").images[0]
     stock = f"""{_control(config, "StableDiffusionControlNetPipeline")}
 
 pipe = StableDiffusionControlNetPipeline.from_pretrained("{repo_id}"{in_one_type})
-{_encoding(config)}front = pipe("{config["default_prompt"]}", image=control, {_settings(config)}).images[0]
+{_encoding(config)}front = pipe({config["default_prompt"]!r}, image=control, {_settings(config)}).images[0]
 """
     return "\n\n".join(
         [
-            f"With `backshan_diffusers`:\n\n```python{ours}```",
+            f"With `backshan_diffusers`:\n\n{_fenced('python', ours)}",
             "With diffusers alone, by the code that lies in this repository. Look at it first; it needs"
-            f" opencv-python-headless too:\n\n```python{carried}```",
-            f"With diffusers alone and a control picture made by hand:\n\n```python\n{stock}```",
+            f" opencv-python-headless too:\n\n{_fenced('python', carried)}",
+            f"With diffusers alone and a control picture made by hand:\n\n{_fenced('python', stock)}",
             "Its ControlNet with another base model of the same shape, here with its own:\n\n"
-            f"```python{_combined(repo_id, repo_id, 'controlnet', asked, asked)}```",
+            f"{_fenced('python', _combined(repo_id, repo_id, 'controlnet', asked, asked))}",
         ]
     )
 
@@ -235,12 +236,13 @@ def _ways_of_a_controlnet(repo_id: str, config: Mapping[str, Any], base: str | N
 
 controlnet = ControlNetModel.from_pretrained("{repo_id}"{asked})
 pipe = StableDiffusionControlNetPipeline.from_pretrained("{base}", controlnet=controlnet)
-{_encoding(config)}front = pipe("{config["default_prompt"]}", image=control, {_settings(config)}).images[0]
+{_encoding(config)}front = pipe({config["default_prompt"]!r}, image=control, {_settings(config)}).images[0]
 """
     return "\n\n".join(
         [
-            f"With `backshan_diffusers` and a base model:\n\n```python{_combined(repo_id, base, None, asked, '')}```",
-            f"With diffusers alone and a control picture made by hand:\n\n```python\n{stock}```",
+            "With `backshan_diffusers` and a base model:\n\n"
+            f"{_fenced('python', _combined(repo_id, base, None, asked, ''))}",
+            f"With diffusers alone and a control picture made by hand:\n\n{_fenced('python', stock)}",
         ]
     )
 
@@ -259,6 +261,12 @@ controlnet = BackshanControlNetModel.from_pretrained({where}{asked})
 pipe = BackToFrontPipeline.from_pretrained("{base}", controlnet=controlnet{asked_of_base})
 front = pipe("back.png").images[0]
 """
+
+
+def _fenced(language: str, code: str) -> str:
+    """A block of code, in a fence that is longer than any in the code: a prompt may hold one."""
+    fence = max(["``", *re.findall("`{3,}", code)], key=len) + "`"
+    return f"{fence}{language}\n{code.strip(chr(10))}\n{fence}"
 
 
 def _reading(repo_id: str, split: str, size: int) -> str:

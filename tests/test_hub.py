@@ -1,5 +1,6 @@
 """Models and pairs over the wire: pushed to a Hub on this machine and loaded from it, in other processes."""
 
+import ast
 import json
 import re
 import shutil
@@ -845,6 +846,34 @@ def test_a_card_tells_nothing_of_a_neighbour(model):
     assert model_record.beside(folder, model_record.RECORD) == folder / "training_config.yaml"  # its own comes first
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        'a "coat"',
+        "it's",
+        "a \\ and a \\n",
+        "two\nlines\r",
+        "```",
+        "a\n```\nb",
+        "a\n````\nb\n```\n",
+        "{{ name }} \u2028 é",
+    ],
+)
+def test_a_card_shows_any_prompt_as_it_is_recorded(model, prompt):
+    config = model / "controlnet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"default_prompt": prompt}))
+    folder = with_records(model, prompt=prompt)
+    for shown, count in ((folder, 4), (folder / "controlnet", 2)):
+        card = cards.model_card(shown, "org/prompted")
+        calls = [node for code in blocks(card) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+        assert [ast.literal_eval(call.args[0]) for call in calls if "image" in [k.arg for k in call.keywords]] == [
+            prompt
+        ]
+        assert len(blocks(card)) == count
+    ((_, told),) = re.findall(r"^(`{3,})yaml\n(.*?)^ {0,3}\1`*$", cards.model_card(folder, "org/x"), re.M | re.S)
+    assert yaml.safe_load(told)["prompt"] == prompt
+
+
 def test_a_card_where_nothing_is_known(model):
     text = cards.model_card(model, "org/x")
     assert "Not recorded." in text
@@ -868,7 +897,7 @@ def test_the_card_of_the_embedded_model():
 
 
 def blocks(card: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", card, re.S)
+    return [code for _, code in re.findall(r"^(`{3,})python\n(.*?)^\1$", card, re.M | re.S)]
 
 
 def fronts(clients, card: str, tmp_path: Path) -> list[np.ndarray]:
