@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from .data import DRAWN
-from .folder_check import lone_variant, stored_variant
+from .folder_check import ADAPTERS, lone_variant, stored_variant
 from .model_record import UNTOLD, beside, is_embedded, record_of, repo_in
 
 PACKAGE = Path(__file__).parent
@@ -27,6 +27,11 @@ USUAL_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 """With what a ControlNet is shown that records no base, where its prompts are as wide as it needs them."""
 
 WIDTH_OF_ITS_PROMPTS = 768
+
+WITH_ADAPTERS = (
+    "The ControlNet was trained together with LoRA adapters of the U-Net, which are a file of this repository:"
+    " `load_lora_weights` puts them in, and needs `peft`."
+)
 
 
 def model_card(folder: Path, repo_id: str, license: str | None = None) -> str:
@@ -47,7 +52,7 @@ def model_card(folder: Path, repo_id: str, license: str | None = None) -> str:
     base, name = repo_in(record, "base_model"), repo_id.rpartition("/")[2]
     variant = (lone_variant if is_pipeline else stored_variant)(folder)
     ways = (
-        _ways_of_a_pipeline(repo_id, config, variant)
+        _ways_of_a_pipeline(repo_id, config, variant, (folder / ADAPTERS).is_file())
         if is_pipeline
         else _ways_of_a_controlnet(repo_id, config, base, variant)
     )
@@ -192,8 +197,10 @@ def _licence(licence: str, is_guess: bool, base: str | None) -> str:
     )
 
 
-def _ways_of_a_pipeline(repo_id: str, config: Mapping[str, Any], variant: str | None) -> str:
+def _ways_of_a_pipeline(repo_id: str, config: Mapping[str, Any], variant: str | None, has_adapters: bool) -> str:
     asked = _asked(variant)
+    # by its name, because without one the Hub is asked for it even where all files are there
+    adapters = f'pipe.load_lora_weights("{repo_id}", weight_name="{ADAPTERS}")\n' if has_adapters else ""
     # transformers opens weights in the type of their file, diffusers in float32; our own class sees to that
     in_one_type = asked and f"{asked}, dtype=torch.float32"
     imports = "import torch\n" if asked else ""
@@ -201,7 +208,7 @@ def _ways_of_a_pipeline(repo_id: str, config: Mapping[str, Any], variant: str | 
 from backshan_diffusers import BackToFrontPipeline
 
 pipe = BackToFrontPipeline.from_pretrained("{repo_id}"{asked})
-front = pipe("back.png").images[0]
+{adapters}front = pipe("back.png").images[0]
 """
     carried = f"""
 {imports}from diffusers import DiffusionPipeline
@@ -209,21 +216,22 @@ front = pipe("back.png").images[0]
 pipe = DiffusionPipeline.from_pretrained(
     "{repo_id}", custom_pipeline="{repo_id}", trust_remote_code=True{in_one_type}
 )
-front = pipe("back.png").images[0]
+{adapters}front = pipe("back.png").images[0]
 """
     stock = f"""{_control(config, "StableDiffusionControlNetPipeline")}
 
 pipe = StableDiffusionControlNetPipeline.from_pretrained("{repo_id}"{in_one_type})
-{_encoding(config)}front = pipe({config["default_prompt"]!r}, image=control, {_settings(config)}).images[0]
+{adapters}{_encoding(config)}front = pipe({config["default_prompt"]!r}, image=control, {_settings(config)}).images[0]
 """
     return "\n\n".join(
         [
+            *([WITH_ADAPTERS] if has_adapters else []),
             f"With `backshan_diffusers`:\n\n{_fenced('python', ours)}",
             "With diffusers alone, by the code that lies in this repository. Look at it first; it needs"
             f" opencv-python-headless too:\n\n{_fenced('python', carried)}",
             f"With diffusers alone and a control picture made by hand:\n\n{_fenced('python', stock)}",
             "Its ControlNet with another base model of the same shape, here with its own:\n\n"
-            f"{_fenced('python', _combined(repo_id, repo_id, 'controlnet', asked, asked))}",
+            f"{_fenced('python', _combined(repo_id, repo_id, 'controlnet', asked, asked, adapters))}",
         ]
     )
 
@@ -252,14 +260,16 @@ def _asked(variant: str | None) -> str:
     return "" if variant is None else f', variant="{variant}"'
 
 
-def _combined(repo_id: str, base: str, subfolder: str | None, asked: str, asked_of_base: str) -> str:
+def _combined(
+    repo_id: str, base: str, subfolder: str | None, asked: str, asked_of_base: str, adapters: str = ""
+) -> str:
     where = f'"{repo_id}", subfolder="{subfolder}"' if subfolder else f'"{repo_id}"'
     return f"""
 from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
 
 controlnet = BackshanControlNetModel.from_pretrained({where}{asked})
 pipe = BackToFrontPipeline.from_pretrained("{base}", controlnet=controlnet{asked_of_base})
-front = pipe("back.png").images[0]
+{adapters}front = pipe("back.png").images[0]
 """
 
 

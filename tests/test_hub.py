@@ -962,6 +962,27 @@ def test_the_ways_where_there_is_a_variant_alone(server, clients, tmp_path, draw
     assert all('("org/half-net", variant="fp16")' in code for code in blocks(card))
 
 
+def test_the_ways_load_the_adapters_that_lie_beside_a_pipeline(server, clients, model, tmp_path, drawn_backs):
+    plain = BackToFrontPipeline.from_pretrained(model)
+    unet = tiny_pipeline().unet
+    for weight in add_lora(unet, 2).parameters():
+        torch.nn.init.normal_(weight)  # at first they add nothing
+    save_lora(unet, model)
+    adapted = BackToFrontPipeline.from_pretrained(model)
+    adapted.load_lora_weights(model)
+    without, expected = (
+        pipe(drawn_backs[0], generator=torch.Generator().manual_seed(0), output_type="np").images[0]
+        for pipe in (plain, adapted)
+    )
+    clients.run(PUSH, model, "org/with-adapters").checked()
+    card = server.files("org/with-adapters")["README.md"].decode()
+    assert "needs `peft`" in card
+    for made in fronts(clients, card, tmp_path):
+        assert np.abs(made - expected).max() <= 1e-5 < np.abs(made - without).max() / 100
+    assert "peft" not in cards.model_card(model / "controlnet", "org/x")
+    assert "load_lora_weights" not in cards.model_card(model / "controlnet", "org/x")
+
+
 def test_the_carried_code_pushes_as_diffusers_does(server, clients, pushed):
     code = f"""
     from diffusers import DiffusionPipeline
