@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -179,12 +180,22 @@ def _table(evaluation: dict[str, Any] | None) -> str:
 def _training(record: Mapping[str, Any]) -> str:
     if not record:
         return "Not recorded."
-    steps = f"{record['steps_done']} of {record['max_steps']}" if "steps_done" in record else record.get("max_steps")
-    sentence = (
-        f"Stage `{record.get('stage')}`: {steps} steps of {record.get('batch_size')} pairs"
-        f" of the source `{record.get('source')}`. All settings:"
-    )
-    return f"{sentence}\n\n{_fenced('yaml', yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True))}"
+    told = _fenced("yaml", yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True))
+    if not {"stage", "max_steps", "batch_size", "source"} <= record.keys():
+        return f"All that is recorded:\n\n{told}"
+    steps = f"{record['steps_done']} of {record['max_steps']}" if "steps_done" in record else record["max_steps"]
+    pairs = math.prod(record.get(factor, 1) for factor in ("batch_size", "gradient_accumulation_steps", "processes"))
+    most = "up to " if record["stage"] == "vae" else ""  # larger crops come from fewer pairs
+    sentences = [
+        f"Stage `{record['stage']}`: {steps} steps of {most}{pairs} pairs of the source `{record['source']}`."
+    ]
+    if record.get("base_model") is not None:
+        base = repo_in(record, "base_model")
+        base = f"`{base}`" if base else "another model, which lay in a folder"
+        sentences.append(f"The run went on from {base}: the steps that were taken until then are not counted.")
+    if record.get("accepted"):
+        sentences.append("The first steps had other values, as `accepted` says.")
+    return f"{' '.join(sentences)} All settings of this stage:\n\n{told}"
 
 
 def _licence(licence: str, is_guess: bool, base: str | None) -> str:

@@ -787,7 +787,7 @@ def test_a_card_says_what_is_known(server, clients, model):
     assert files["sheet.png"] == (folder.parent / "sheet.png").read_bytes()
     assert "![Back, generated front and true front](sheet.png)" in card.text
     assert "| generated | 0.125 |" in card.text
-    assert "Stage `joint`: 7 steps of 2 pairs of the source `wardrobe`" in card.text
+    assert "Stage `joint`: 7 steps of 2 pairs of the source `wardrobe`. All settings of this stage:" in card.text
     assert "Those were drawn by code" in card.text
     assert "A generated front is a\nguess, not a fact" in card.text
     assert "The back picture enters the U-Net through a\nControlNet (`conditioning: rgb`" in card.text
@@ -834,6 +834,32 @@ def test_a_card_of_a_model_made_from_another(model):
     with_place = ModelCard(cards.model_card(with_records(folder, base_model=str(folder)), "org/x"))
     assert (with_place.data.base_model, with_place.data.license) == (None, "other")
     assert str(folder.parent) not in with_place.text
+
+
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        ({"processes": 4}, "7 steps of 8 pairs of the source `wardrobe`. All settings"),
+        ({"processes": 4, "gradient_accumulation_steps": 3}, "7 steps of 24 pairs of the source `wardrobe`. All"),
+        ({"stage": "vae"}, "Stage `vae`: 7 steps of up to 2 pairs of"),
+        ({"steps_done": 5}, "5 of 7 steps of 2 pairs of"),
+        (
+            {"base_model": "some/base"},
+            "The run went on from `some/base`: the steps that were taken until then are not",
+        ),
+        ({"base_model": "/some/base"}, "The run went on from another model, which lay in a folder: the steps"),
+        ({"accepted": [{"step": 3, "before": {"batch_size": 1}}]}, "The first steps had other values, as `accepted`"),
+    ],
+)
+def test_a_card_says_what_a_step_was_and_what_came_before(model, record, sentence):
+    assert sentence in cards.model_card(with_records(model, **record), "org/x")
+
+
+def test_a_card_counts_no_steps_that_are_not_recorded(model):
+    (model / "training_config.yaml").write_text(yaml.safe_dump({"base_model": "some/base"}))
+    card = cards.model_card(model, "org/x")
+    assert "\nAll that is recorded:\n\n```yaml\nbase_model: some/base\n```\n" in card
+    assert "steps of" not in card
 
 
 def test_a_card_tells_nothing_of_a_neighbour(model):
@@ -889,7 +915,11 @@ def test_the_card_of_the_embedded_model():
     measured = {name: value["mean"] for name, value in report["results"]["systems"]["generated"].items()}
     assert {each.metric_type: each.metric_value for each in card.data.eval_results} == measured
     assert " | ".join(report["tables"][0]["rows"][1]) in card.text
-    assert "of the source `wardrobe`" in card.text and "Those were drawn by code" in card.text
+    assert (
+        "Stage `joint`: 2400 steps of 32 pairs of the source `wardrobe`. The run went on from another model, which lay"
+        " in a folder: the steps that were taken until then are not counted." in card.text
+    )
+    assert "Those were drawn by code" in card.text
     assert "runs/" not in card.text
 
 
