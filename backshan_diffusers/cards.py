@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from .data import DRAWN
 from .folder_check import ADAPTERS, lone_variant, stored_variant
-from .model_record import UNTOLD, beside, is_embedded, record_of, repo_in
+from .model_record import UNTOLD, base_in, beside, is_embedded, record_of
 
 PACKAGE = Path(__file__).parent
 MARK = "Written by backshan_diffusers at each push. Remove this line to keep a card of your own."
@@ -50,7 +50,7 @@ def model_card(folder: Path, repo_id: str, license: str | None = None) -> str:
     is_pipeline = (folder / "model_index.json").is_file()
     config = json.loads((folder / ("controlnet/config.json" if is_pipeline else "config.json")).read_text("utf-8"))
     record, evaluation = record_of(folder), _evaluation(folder)
-    base, name = repo_in(record, "base_model"), repo_id.rpartition("/")[2]
+    base, name = base_in(record), repo_id.rpartition("/")[2]
     variant = (lone_variant if is_pipeline else stored_variant)(folder)
     ways = (
         _ways_of_a_pipeline(repo_id, config, variant, (folder / ADAPTERS).is_file())
@@ -63,7 +63,6 @@ def model_card(folder: Path, repo_id: str, license: str | None = None) -> str:
         library_name="diffusers",
         pipeline_tag=PIPELINE_TAG,
         base_model=base,
-        datasets=repo_in(record, "source_path"),
         tags=list(TAGS),
         model_name=name,
         eval_results=_eval_results(evaluation) or None,
@@ -190,7 +189,7 @@ def _training(record: Mapping[str, Any]) -> str:
         f"Stage `{record['stage']}`: {steps} steps of {most}{pairs} pairs of the source `{record['source']}`."
     ]
     if record.get("base_model") is not None:
-        base = repo_in(record, "base_model")
+        base = base_in(record)
         base = f"`{base}`" if base else "another model, which lay in a folder"
         sentences.append(f"The run went on from {base}: the steps that were taken until then are not counted.")
     if record.get("accepted"):

@@ -17,8 +17,11 @@ RECORD = "training_config.yaml"
 PLACES = ("output_dir", "cache_dir")
 """Values of a record that say where something lies, which is nobody's business."""
 
-PLACES_OR_REPOS = ("source_path", "base_model", "controlnet")
-"""Values that may also be ids of repositories, and are told then."""
+SOURCE_PATH = "source_path"
+"""A value that is never the id of a repository, though it may look like one."""
+
+MODELS = ("base_model", "controlnet")
+"""Values that may be ids of repositories, and are told then."""
 
 UNTOLD = "(a folder)"
 
@@ -53,18 +56,29 @@ def record_of(folder: Path) -> dict[str, Any]:
     return _without_places(record) | ({"accepted": changes} if changes else {})
 
 
-def repo_in(record: Mapping[str, Any], name: str) -> str | None:
-    """The repository that a value of [`record_of`] names; `None` if it names none, or a folder."""
-    return None if record.get(name) == UNTOLD else record.get(name)
+def base_in(record: Mapping[str, Any]) -> str | None:
+    """The repository that the `base_model` of [`record_of`] names; `None` if there is none, or it was a folder."""
+    base = record.get("base_model")
+    return None if base == UNTOLD else base
+
+
+def with_folders_marked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's values as its record has them: the folder of a model that could be taken for the id of a repository
+    begins with `./`, because where the record is read, the folder may not be there."""
+    names = {name: values[name] for name in MODELS if values[name] is not None}
+    folders = {name: f"./{value}" for name, value in names.items() if may_be_repo_id(value) and Path(value).is_dir()}
+    return {**values, **folders}
 
 
 def _without_places(values: Mapping[str, Any]) -> dict[str, Any]:
-    told = {name: value for name, value in values.items() if name not in (*PLACES, *PLACES_OR_REPOS)}
+    told = {name: value for name, value in values.items() if name not in (*PLACES, SOURCE_PATH, *MODELS)}
+    places = {name: values[name] for name in (SOURCE_PATH, *MODELS) if name in values}
     return told | {
-        name: values[name] and (_repo_or_none(values[name]) or UNTOLD) for name in PLACES_OR_REPOS if name in values
+        name: value if value is None or (name in MODELS and _is_repo(value)) else UNTOLD
+        for name, value in places.items()
     }
 
 
-def _repo_or_none(value: str) -> str | None:
-    """`value` if it may be a repository's id and is no folder here."""
-    return value if may_be_repo_id(value) and not os.path.exists(value) else None
+def _is_repo(value: str) -> bool:
+    """Whether it may be a repository's id and is no folder here."""
+    return may_be_repo_id(value) and not os.path.exists(value)

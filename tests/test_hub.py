@@ -808,8 +808,17 @@ def test_a_card_names_repositories_and_no_folders(model, tmp_path, monkeypatch):
     assert "anna" not in str(card)
     shutil.rmtree("anna")
     card = ModelCard(cards.model_card(folder, "org/of-repositories"))
-    assert (card.data.base_model, card.data.datasets) == ("anna/coats", "anna/coats")
-    assert yaml.safe_load(card.text.partition("```yaml")[2].partition("```")[0])["controlnet"] == "anna/coats"
+    assert (card.data.base_model, card.data.datasets) == ("anna/coats", None)
+    told = yaml.safe_load(card.text.partition("```yaml")[2].partition("```")[0])
+    assert (told["controlnet"], told["source_path"]) == ("anna/coats", "(a folder)")  # pairs come from no repository
+
+
+def test_a_card_names_no_folder_that_training_has_marked(model):
+    before = {"base_model": "./anna/coats", "source_path": "anna/coats"}
+    own = {"source": "folder", **before, "controlnet": "./anna/coats", "accepted": [{"step": 3, "before": before}]}
+    card = ModelCard(cards.model_card(with_records(model, **own), "org/marked"))
+    assert card.data.base_model is None
+    assert "anna" not in str(card)
 
 
 @pytest.mark.parametrize(

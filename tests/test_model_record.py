@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 from backshan_diffusers import MINI
-from backshan_diffusers.model_record import RECORD, is_embedded
+from backshan_diffusers.model_record import RECORD, is_embedded, with_folders_marked
 
 PACKAGE = Path(MINI).parents[1]
 
@@ -36,3 +36,19 @@ def test_the_embedded_model_is_known_by_its_folder(tmp_path):
     (tmp_path / "link").symlink_to(MINI)
     assert is_embedded(Path(MINI)) and is_embedded(tmp_path / "link")
     assert not is_embedded(tmp_path)
+
+
+def test_folders_that_look_like_repositories_are_marked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("models/sd15").mkdir(parents=True)
+    for name, recorded in (
+        ("models/sd15", "./models/sd15"),
+        ("./models/sd15", "./models/sd15"),
+        (str(tmp_path / "models/sd15"), str(tmp_path / "models/sd15")),
+        ("models", "models"),
+        ("owner/name", "owner/name"),
+        (None, None),
+    ):
+        values = {"seed": 1, "base_model": "owner/base", "controlnet": "owner/net"}
+        for field in ("base_model", "controlnet"):
+            assert with_folders_marked(values | {field: name}) == values | {field: recorded}

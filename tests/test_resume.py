@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from test_stages import control_batch, control_stage
 from tiny import TINY, tiny_config, tiny_pipeline, tiny_prior
 
+from backshan_diffusers.cards import model_card
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.files import DiskFullError, full_disk_in_words
 from backshan_diffusers.objective import PRESETS
@@ -590,6 +591,29 @@ def test_a_run_does_not_go_on_from_other_weights(tmp_path):
         getattr(other, part).save_pretrained(base / part)
         with pytest.raises(ConfigError, match=f"controlnet was trained with base_key '{keys[0]}', not"):
             train(run, **values)
+
+
+def test_a_record_tells_a_folder_from_a_repository(tmp_path, monkeypatch):
+    """Also where the folder is not there, as on the machine that pushes the model; and older records still do."""
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline().save_pretrained("models/base")
+    tiny_pipeline(seed=7).controlnet.save_pretrained("models/net")
+    stage = tmp_path / "run" / "controlnet"
+    values = {"base_model": "models/base", "controlnet": "models/net", "model": ModelSize(), "max_steps": 2}
+    train(tmp_path / "run", **values, stages={"controlnet": {}})
+    record = record_of(stage)
+    assert (record["base_model"], record["controlnet"]) == ("./models/base", "./models/net")
+
+    (stage / "training_config.yaml").write_text(yaml.safe_dump(record | {"base_model": "models/base"}))
+    train(tmp_path / "run", **values, stages={"controlnet": {}})
+    tiny_pipeline().save_pretrained("models/other")
+    with pytest.raises(ConfigError, match="was trained with base_model 'models/base', not './models/other'"):
+        train(tmp_path / "run", **values | {"base_model": "models/other"}, stages={"controlnet": {}})
+
+    (stage / "training_config.yaml").write_text(yaml.safe_dump(record))
+    shutil.rmtree("models")
+    card = model_card(stage / "pipeline", "org/own")
+    assert "models/" not in card and "which lay in a folder" in card
 
 
 def test_a_run_from_nothing_has_no_base(finished):

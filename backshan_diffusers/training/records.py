@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..files import write_text
-from ..model_record import RECORD
+from ..model_record import MODELS, RECORD
 from .config import ConfigError, check
 from .trainer import decay_begins
 
@@ -112,4 +112,6 @@ def _may_change(name: str, value: Any, before: Any, steps_done: int | None) -> b
     """Whether a stage may go on with another value as if nothing were."""
     if name == "max_steps":
         return steps_done is not None and steps_done <= decay_begins(min(value, before))
+    if name in MODELS and None not in (value, before):
+        return Path(value) == Path(before)  # an older record has no `./` before a folder
     return name.partition(".")[0] in CHANGEABLE or (name == "processes" and steps_done is None)

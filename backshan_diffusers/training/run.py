@@ -23,6 +23,7 @@ from ..data import Pairs, PairsError, load_pairs
 from ..faces import FaceDetectorMissing
 from ..files import full_disk_in_words
 from ..folder_check import check_folder, model_around
+from ..model_record import with_folders_marked
 from ..models import BackshanControlNetModel
 from ..objective import Objective
 from ..pipelines import BackToFrontPipeline
@@ -228,7 +229,7 @@ class TrainingRun(StageBuilder):
             "mixed_precision": self.accelerator.mixed_precision,
             "device": self.accelerator.device.type,
         }
-        record = {**asdict(config), "stage": name, **engine}
+        record = {**with_folders_marked(asdict(config)), "stage": name, **engine}
         if (finished / "model_index.json").exists():
             _check_finished(finished)
             size = BackshanControlNetModel.load_config(finished / "controlnet")["image_size"]
