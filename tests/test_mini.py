@@ -1,5 +1,6 @@
 """The embedded weights: what they weigh, how they open, and that they do what they were trained for."""
 
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -69,12 +70,24 @@ def test_the_record_is_that_of_the_recipe(config, folder, stage):
     if isinstance(recorded["objective"], str):  # in its first form, the preset's name alone
         recorded["objective"] = {"preset": recorded["objective"], **asdict(PRESETS[recorded["objective"]])}
     assert asdict(Objective()) | recorded["objective"] == recipe["objective"]
-    decisive = set(recipe) & set(recorded) - set(CHANGEABLE) - {"objective"}
+    # base_model is a place, and what most runs began from lay in the package then; the next test holds what it is now
+    decisive = set(recipe) & set(recorded) - set(CHANGEABLE) - {"objective", "base_model"}
     assert {name: recorded[name] for name in decisive} == {name: recipe[name] for name in decisive}
     newer = {entry.name: entry.default for entry in fields(TrainingConfig) if entry.name not in recorded}
     as_then = {name: recipe[name] for name in newer}
     assert as_then == yaml.safe_load(yaml.safe_dump(newer)), "a field that is newer than the run is at its default"
     assert recorded["processes"] == 2
+
+
+def test_each_run_of_the_recipe_goes_on_from_the_one_before():
+    """By its config alone: a command that names no base_model does not train on from the finished model."""
+    guide = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## How `mini` was trained")[2]
+    runs = re.findall(
+        r"--config (examples/configs/mini[\w-]*\.yaml) +--output_dir (runs/[\w-]+)$", guide.replace("\\\n", " "), re.M
+    )
+    bases = [load_config(ROOT / config, output_dir="any").base_model for config, _ in runs]
+    assert [Path(config).stem for config, _ in runs] == list(dict.fromkeys(config for config, _, _ in RECORDS))
+    assert bases == [None] + [f"{folder}/joint/pipeline" for _, folder in runs[:-1]]
 
 
 def test_latents_are_white():
