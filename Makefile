@@ -8,7 +8,7 @@ FIND_PYTHON := for python in python3.11 python3 python3.12 python3.13 python3.14
 PYTHON ?= $(shell $(FIND_PYTHON))
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-extras lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready-demo ## front views of 8 drawn people: demo.png
@@ -16,6 +16,9 @@ demo: $(VENV)/ready-demo ## front views of 8 drawn people: demo.png
 
 test: lint ## style and all tests
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+test-extras: $(VENV)/ready-extras ## what `make test` leaves out as long as this was not run: 8-bit Adam and DeepSpeed
+	$(VENV)/bin/python -m pytest tests/test_savings.py tests/test_estimate.py tests/test_zero.py
 
 lint: $(VENV)/ready-test ## style alone, and whether the tables in the docs are those of the result files
 	$(VENV)/bin/ruff check
@@ -38,4 +41,8 @@ $(VENV)/ready-demo: setup.py constraints.txt
 
 $(VENV)/ready-test: $(VENV)/ready-demo
 	$(PIP_INSTALL) --no-build-isolation -e '.[test]'
+	touch $@
+
+$(VENV)/ready-extras: $(VENV)/ready-test
+	$(PIP_INSTALL) --no-build-isolation -e '.[adam8bit,deepspeed]'
 	touch $@
