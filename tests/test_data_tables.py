@@ -1,5 +1,6 @@
 """Pairs in tables, and the sources made of them. What needs data that is not shipped says so and is skipped."""
 
+import os
 import pickle
 import re
 from io import BytesIO
@@ -18,7 +19,8 @@ from backshan_diffusers.training.caching import cache_pairs
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+DATA = "BACKSHAN_DATA"
+"""Name of the variable that says where the data sets lie that are not shipped, each in a folder of its name."""
 
 
 def noise(seed, mode="RGB", size=(24, 32)):
@@ -394,9 +396,10 @@ def test_sources_know_their_columns(tmp_path):
 
 
 def data(name):
-    if not (SHARED / name / "train.parquet").exists():
-        pytest.skip(f"the data set {name} does not lie beside the checkout, in shared/data")
-    return SHARED / name
+    folder = Path(os.environ.get(DATA, "")) / name
+    if DATA not in os.environ or not (folder / "train.parquet").exists():
+        pytest.skip(f"needs the data set {name}: give the folder in which {name}/train.parquet lies as {DATA}")
+    return folder
 
 
 def test_lpc_as_it_is():
