@@ -19,7 +19,6 @@ from backshan_diffusers.evaluation import (
     NearestTrainingFront,
     colour_difference,
     l1,
-    mean_interval,
     mean_intervals,
     measure,
     share_interval,
@@ -292,6 +291,11 @@ def test_item_seeds_are_fixed_and_differ():
 
 
 # statistics
+
+
+def mean_interval(values, groups, seed=0):
+    """Of one quantity."""
+    return mean_intervals(np.asarray(values)[:, None], groups, seed)[0]
 
 
 def test_an_interval_of_independent_items_is_that_of_the_normal_approximation():

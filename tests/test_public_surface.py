@@ -112,7 +112,6 @@ def test_exports_of_evaluation():
         "NearestTrainingFront": "training_rows processes",
         "colour_difference": "generated front mask",
         "l1": "generated front mask",
-        "mean_interval": "values groups seed",
         "mean_intervals": "values groups seed",
         "measure": "rows systems batch_size other_sides",
         "share_interval": "values groups",

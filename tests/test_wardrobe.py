@@ -13,6 +13,7 @@ import pytest
 from wardrobe_parts import (
     GOLDEN_PARTS,
     GREEN,
+    HAIR_STYLES,
     Worn,
     changed,
     dressed,
@@ -48,7 +49,6 @@ from backshan_diffusers.data.wardrobe.outfit import (
     BACKDROPS,
     BAGS,
     BOTTOMS,
-    HAIR_STYLES,
     SHOES,
     TOPS,
 )

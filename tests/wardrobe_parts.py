@@ -14,7 +14,7 @@ from backshan_diffusers.data.wardrobe.outfit import (
     BACKDROPS,
     BAGS,
     BOTTOMS,
-    HAIR_STYLES,
+    HAIR,
     SHOES,
     TOPS,
     Outfit,
@@ -28,6 +28,7 @@ from backshan_diffusers.data.wardrobe.painter import paint_pair
 
 GREEN = Cloth((30, 220, 40))  # no other thing in these tests is green
 GREY = Cloth((150, 150, 150))
+HAIR_STYLES = tuple(sorted({style for styles in HAIR.values() for style in styles}))
 LIGHT, DARK = Cloth((226, 186, 112)), Cloth((46, 58, 80))
 Worn = tuple[Outfit, Person, Scene]
 

@@ -3,7 +3,7 @@
 from .baselines import GeneratedFront, MirroredBack, NearestTrainingFront
 from .compare import measure, summarise, summarise_sides
 from .metrics import METRICS, Metric, colour_difference, l1, side_correct, ssim
-from .statistics import Interval, mean_interval, mean_intervals, share_interval
+from .statistics import Interval, mean_intervals, share_interval
 
 __all__ = [
     "METRICS",
@@ -14,7 +14,6 @@ __all__ = [
     "NearestTrainingFront",
     "colour_difference",
     "l1",
-    "mean_interval",
     "mean_intervals",
     "measure",
     "share_interval",

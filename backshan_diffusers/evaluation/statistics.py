@@ -29,11 +29,6 @@ class Interval:
     groups: int
 
 
-def mean_interval(values: Sequence[float], groups: Sequence[Hashable], seed: int = 0) -> Interval:
-    """The mean of `N` values, one for each item, with its interval; arguments as in [`mean_intervals`]."""
-    return mean_intervals(np.asarray(values, dtype=np.float64)[:, None], groups, seed)[0]
-
-
 def mean_intervals(values: np.ndarray, groups: Sequence[Hashable], seed: int = 0) -> list[Interval]:
     """The mean of each column with its percentile bootstrap interval (Efron 1979), resampling whole groups.
 

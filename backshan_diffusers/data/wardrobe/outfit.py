@@ -225,7 +225,6 @@ HAIR = {
         "side braid",
     ),
 }
-HAIR_STYLES = tuple(sorted({style for styles in HAIR.values() for style in styles}))
 FEMININE_ONLY = frozenset(
     name for name, spec in TOPS.items() if spec.dress or name in ("one-shoulder top", "tunic")
 ) | {"skirt", "pencil skirt", "long skirt", "leggings", "heels"}
