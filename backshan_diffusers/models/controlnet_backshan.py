@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -30,6 +30,8 @@ from ..safetensors_only import SafetensorsFile, with_safetensors
 
 DEFAULT_PROMPT = "Front side of the person"
 """The prompt where neither a call nor a record names one."""
+
+PerResidual = TypeVar("PerResidual")
 
 
 @dataclass
@@ -355,13 +357,27 @@ class BackshanControlNetModel(SafetensorsFile, Published, ControlNetModel):
             downs, mid = output.down_block_hidden_states, output.mid_block_hidden_state
         else:
             downs, mid = output.down_block_res_samples, output.mid_block_res_sample
-        choices = {"all": (*downs, mid), "mid": (mid,), "last_down": downs[-1:]}
-        if features not in choices:
-            raise ValueError(f"features is {features!r}: choose one of {', '.join(choices)}.")
-        chosen = choices[features]
+        chosen = chosen_features(features, downs, mid)
         if mirrored:
             chosen = tuple(each.flip(-1) for each in chosen)
         return torch.cat([each.mean(dim=(2, 3)) if pooled else each.flatten(1) for each in chosen], dim=1)
+
+
+def chosen_features(features: str, downs: tuple[PerResidual, ...], mid: PerResidual) -> tuple[PerResidual, ...]:
+    """Of what there is for each residual, what belongs to those that are compared.
+
+    Args:
+        features (`str`): as in [`~BackshanControlNetModel.control_features`].
+        downs (`tuple`): for the residuals on the way down.
+        mid: for that of the middle block.
+
+    Raises:
+        ValueError: if there are no such features.
+    """
+    choices = {"all": (*downs, mid), "mid": (mid,), "last_down": downs[-1:]}
+    if features not in choices:
+        raise ValueError(f"features is {features!r}: choose one of {', '.join(choices)}.")
+    return choices[features]
 
 
 _FIRST_CONV = "controlnet_cond_embedding.conv_in.weight"

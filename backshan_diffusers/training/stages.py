@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..models import BackshanControlNetModel, BackshanControlNetOutput
+from ..models.controlnet_backshan import chosen_features
 from ..objective import Objective, backshan_loss, cosine_matrix, min_snr_weights, noise_mse, pair_accuracy
 from .config import ConfigError
 from .contrast import Comparison, ComparisonHead, compare
@@ -364,6 +365,5 @@ def _mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 def _pooled_width(controlnet: BackshanControlNetModel, features: str) -> int:
     """Values of one item's pooled features: the channels of the residuals that are chosen."""
-    mid = controlnet.controlnet_mid_block.out_channels
-    downs = [convolution.out_channels for convolution in controlnet.controlnet_down_blocks]
-    return {"all": sum(downs) + mid, "mid": mid, "last_down": downs[-1]}[features]
+    downs = tuple(convolution.out_channels for convolution in controlnet.controlnet_down_blocks)
+    return sum(chosen_features(features, downs, controlnet.controlnet_mid_block.out_channels))
