@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import os
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from backshan_diffusers.export import (
     ExportError,
     export_controlnet,
     load_stored_controlnet,
+    onnx_folder,
     origin_of,
     original_layout,
 )
@@ -281,11 +283,28 @@ def test_command_refuses_an_unusable_folder_in_one_sentence(change, reason, tiny
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_command_refuses_an_empty_or_forbidden_target(tiny_folder, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    for out, reason in (("", "--out is empty"), (str(tmp_path / "file" / "x.safetensors"), "nothing can be written")):
-        assert cli.main(["export", str(tiny_folder), "-o", out, "--format", "controlnet"]) == 2
-        assert reason in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("out", "layout", "reason"),
+    [
+        ("", "controlnet", "--out is empty"),
+        ("file.safetensors/x.safetensors", "controlnet", "nothing can be written to the folder file.safetensors"),
+        ("file.safetensors/x", "onnx", "nothing can be written to the folder file.safetensors"),
+        ("x", "controlnet", "x does not end with .safetensors"),
+        ("file.safetensors", "controlnet", "file.safetensors exists and was not written by backshan"),
+        ("file.safetensors", "onnx", "file.safetensors exists and was not written by backshan"),
+    ],
+)
+def test_the_target_is_judged_before_a_model_is_sought(out, layout, reason, tmp_path, monkeypatch, capsys):
+    """There is none; what is wrong with the target is told all the same, and not after a download."""
+    if layout == "onnx":
+        for name in onnx_folder.PACKAGES:
+            pytest.importorskip(name, reason="the extra `export` is not installed")
+    monkeypatch.chdir(tmp_path)
+    Path("file.safetensors").write_text("")
+    assert cli.main(["export", "./nowhere", "-o", out, "--format", layout]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"backshan: {reason}")
+    assert os.listdir() == ["file.safetensors"]
 
 
 def test_a_controlnet_saved_alone_is_loaded_whatever_its_folder_is_called(tmp_path):

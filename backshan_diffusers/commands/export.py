@@ -41,11 +41,8 @@ def export(options: argparse.Namespace) -> int:
     from ..export import ExportError, export_controlnet, export_onnx, load_stored_controlnet, origin_of
     from ..files import DiskFullError
 
-    out = Path(options.out)
+    out = _checked_target(options)
     found = find_model(options.model)
-    if not options.out:
-        raise UnusableArgumentError("--out is empty: give a name for what is written.")
-    check_writable(out.parent, [out])
     with quiet_libraries():
         try:
             origin = origin_of(found.folder, found.repo_id)
@@ -63,3 +60,22 @@ def export(options: argparse.Namespace) -> int:
     if not say(summary, sys.stdout):
         report(f"{summary}.")
     return DONE
+
+
+def _checked_target(options: argparse.Namespace) -> Path:
+    """Where the model goes, judged before it is sought, which may be a long download.
+
+    Raises:
+        UnusableArgumentError: if it cannot be written there.
+    """
+    from ..export import ExportError, onnx_folder, original_layout
+
+    if not options.out:
+        raise UnusableArgumentError("--out is empty: give a name for what is written.")
+    out = Path(options.out)
+    check_writable(out.parent, [out])
+    try:
+        (original_layout if options.format == "controlnet" else onnx_folder).check_target(out)
+    except ExportError as error:
+        raise UnusableArgumentError(first_sentence(error)) from error
+    return out

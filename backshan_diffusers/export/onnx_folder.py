@@ -125,15 +125,7 @@ def export_onnx(pipeline: BackToFrontPipeline, target: Path, origin: dict[str, s
         ExportError: if a package is missing, `target` is something else, or a file does not compute what PyTorch does.
         DiskFullError: if there is no room.
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ExportError(
-            f"ONNX files need {', '.join(missing)}: install the package with its extra, backshan_diffusers[export]."
-        )
-    if target.exists() and not _is_ours(target):
-        raise ExportError(f"{target} exists and was not written by {SOFTWARE}: give another name.")
-    if Path.cwd().is_relative_to(os.path.realpath(target)):  # the shell would stay in a folder that is gone
-        raise ExportError(f"{target} would be replaced while the command runs in it: run it from another folder.")
+    check_target(target)
     parts = _parts(pipeline)
     with full_disk_in_words(target.parent), torch.no_grad(), complete_folder(target) as pending:
         described, example, trial = {}, _values(pipeline, parts, 2), _values(pipeline, parts, 3)
@@ -147,6 +139,19 @@ def export_onnx(pipeline: BackToFrontPipeline, target: Path, origin: dict[str, s
         description = origin | {"recorded": recorded, "parts": described}
         (pending / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         (pending / "README.md").write_text(_readme(description), encoding="utf-8")
+
+
+def check_target(target: Path) -> None:
+    """Refuse to begin without the packages, and to replace what [`export_onnx`] did not write."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"ONNX files need {', '.join(missing)}: install the package with its extra, backshan_diffusers[export]."
+        )
+    if target.exists() and not _is_ours(target):
+        raise ExportError(f"{target} exists and was not written by {SOFTWARE}: give another name.")
+    if Path.cwd().is_relative_to(os.path.realpath(target)):  # the shell would stay in a folder that is gone
+        raise ExportError(f"{target} would be replaced while the command runs in it: run it from another folder.")
 
 
 def _parts(pipeline: BackToFrontPipeline) -> list[Part]:
