@@ -164,8 +164,29 @@ def test_settings_are_recorded(run, backs, tiny_folder):
             "guidance": "1.5",
             "prompt": "着物 front",
             "dtype": "float32",
+            "original_size": "False",
             "source": "anna.png",
         }
+
+
+def test_the_size_that_was_asked_for_is_recorded(run, backs):
+    run(backs / "anna.png", "--original-size")
+    with PIL.Image.open("fronts/anna_front.png") as front:
+        assert front.info["original_size"] == "True"
+
+
+def test_the_commit_of_a_model_from_the_hub_is_recorded(run, backs, tiny_folder, monkeypatch):
+    """The Hub is out of reach; what was downloaded before lies in the cache as huggingface_hub leaves it."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", os.path.abspath("cache"))
+    shutil.copytree(tiny_folder, f"cache/models--org--tiny/snapshots/{commit}")
+    os.mkdir("cache/models--org--tiny/refs")
+    Path("cache/models--org--tiny/refs/main").write_text(commit)
+    code, _, err = run(backs / "anna.png", "--sheet", model="org/tiny")
+    assert code == 0, err
+    for name in ("anna_front", "sheet"):
+        with PIL.Image.open(f"fronts/{name}.png") as picture:
+            assert (picture.info["model"], picture.info["commit"]) == ("org/tiny", commit)
 
 
 def test_what_the_model_records_is_recorded(run, backs):

@@ -20,6 +20,8 @@ from .outputs import Job
 if TYPE_CHECKING:
     import PIL.Image
 
+    from ..hub import Model
+
 SHEET_CELL_SIDE = 256
 """Longest side in px of a picture on the sheet."""
 
@@ -39,16 +41,18 @@ class Tally:
     failed: set[Path] = field(default_factory=set)
 
 
-def write_fronts(pipeline, jobs: list[Job], sheet: Path | None, settings: dict, options: argparse.Namespace) -> int:
+def write_fronts(
+    pipeline, found: Model, jobs: list[Job], sheet: Path | None, settings: dict, options: argparse.Namespace
+) -> int:
     """Generate, save and report; what is finished stays, whatever happens afterwards."""
     from tqdm import tqdm
 
-    folder = jobs[0].result.parent
+    folder, metadata = jobs[0].result.parent, _metadata(found, settings, options)
     tally = Tally()
     # None: no bar where stderr is no terminal
     with tqdm(total=len(jobs), unit="front", disable=None if sys.stderr else True) as progress:
         try:
-            _write_pictures(pipeline, jobs, sheet, settings, options, tally, progress)
+            _write_pictures(pipeline, jobs, sheet, settings, metadata, options, tally, progress)
         except KeyboardInterrupt as interruption:
             report(f"interrupted: {tally.written} of {len(jobs)} fronts were written to {folder}.")
             return exit_code(interruption)
@@ -71,12 +75,18 @@ def write_fronts(pipeline, jobs: list[Job], sheet: Path | None, settings: dict, 
 
 
 def _write_pictures(
-    pipeline, jobs: list[Job], sheet: Path | None, settings: dict, options: argparse.Namespace, tally: Tally, progress
+    pipeline,
+    jobs: list[Job],
+    sheet: Path | None,
+    settings: dict,
+    metadata: dict,
+    options: argparse.Namespace,
+    tally: Tally,
+    progress,
 ) -> None:
     """Every front that can be generated, and then the sheet, if one is wanted."""
     from ..sheets import picture_sheet
 
-    metadata = _metadata(settings, options)
     rows: dict[Path, list[PIL.Image.Image | None]] = {}
     usable = _load_backs(pipeline, jobs, options, tally.failed, progress)
     for job, back, seed, front in _fronts(pipeline, usable, settings, options):
@@ -114,18 +124,21 @@ def _is_lack_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _metadata(settings: dict, options: argparse.Namespace) -> dict[str, str | int | float | None]:
+def _metadata(found: Model, settings: dict, options: argparse.Namespace) -> dict[str, str | int | float | None]:
     """What is recorded in every front, besides its seed and its source. Folders above the model's are left out."""
     is_folder = os.path.isdir(options.model)
     return {
         "Software": PROGRAM,
         "version": __version__,
         "model": as_utf8(Path(options.model).resolve().name if is_folder else options.model),
+        # the cache of huggingface_hub names the folder after it
+        "commit": found.folder.name if found.repo_id else None,
         "steps": settings["num_inference_steps"],
         "guidance": settings["guidance_scale"],
         "prompt": settings["prompt"],
         "negative_prompt": settings["negative_prompt"],
         "dtype": options.dtype,
+        "original_size": options.original_size,
     }
 
 

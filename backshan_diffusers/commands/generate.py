@@ -76,7 +76,7 @@ def generate(options: argparse.Namespace) -> int:
             clear_unfinished(folder)
         for sentence in [*left_out, *notes]:
             report(sentence)
-        return max(write_fronts(pipeline, jobs, sheet, settings, options), SOME_FAILED if left_out else DONE)
+        return max(write_fronts(pipeline, found, jobs, sheet, settings, options), SOME_FAILED if left_out else DONE)
 
 
 def settings_of(pipeline: BackToFrontPipeline, options: argparse.Namespace) -> dict[str, str | int | float | None]:
