@@ -4,7 +4,6 @@ import io
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 
 from backshan_diffusers import cli
 from backshan_diffusers.pictures import save_picture
@@ -89,15 +89,16 @@ def test_blocks_of_the_page_run_from_top_to_bottom(page, folder_of_a_reader):
                 run_command(shlex.split(line, comments=True))
 
 
-def help_of(script: Path) -> str:
-    """What a script says with `--help`, here, where everything is imported already."""
+def told_by(script: Path, *arguments: str) -> str:
+    """What a script prints and ends well with, here, where everything is imported already."""
     printed, before = io.StringIO(), (sys.argv, sys.path)
-    sys.argv, sys.path = [str(script), "--help"], [str(script.parent.resolve()), *sys.path]
+    sys.argv, sys.path = [str(script), *arguments], [str(script.parent.resolve()), *sys.path]
     try:
-        with redirect_stdout(printed), pytest.raises(SystemExit, match="^0$"):
+        with redirect_stdout(printed), pytest.raises(SystemExit) as ended:
             runpy.run_path(str(script), run_name="__main__")
     finally:
         sys.argv, sys.path = before
+    assert ended.value.code == 0, f"{script} {shlex.join(arguments)}"
     return printed.getvalue()
 
 
@@ -130,13 +131,10 @@ def run_command(words: list[str]) -> None:
             load_config_from_file(file)  # it speaks of devices that may not be here
             run_command(["accelerate", "launch", *command])
         case ["accelerate", "launch", script, *arguments]:
-            launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-            done = subprocess.run(
-                [*launch, script, *arguments, "--dry_run"], capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stderr
+            launch_command_parser().parse_args([script, *arguments])
+            assert told_by(Path(script), *arguments, "--dry_run")
         case ["python", script, *arguments] if script.startswith("benchmarks/"):  # their own tests run them
-            told = help_of(Path(script))
+            told = told_by(Path(script), "--help")
             for option in (word for word in arguments if word.startswith("--")):
                 assert re.search(rf"{option}\b", told), f"{script} has no {option}"
         case ["pip", "install", "-c", "constraints.txt", "-e", requirement]:
