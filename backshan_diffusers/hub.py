@@ -304,17 +304,17 @@ def push(
 
 
 def make_repo(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-    """The full id of a model's repository, which is made if there is none.
+    """The full id of a model's repository of one's own, which is made if there is none.
 
     Args:
-        repo_id: of the repository. Without an owner it is one of the token's.
+        repo_id: of the repository, without its owner, who is the token's.
         private: whether only its owner sees it; `None` leaves it to the owner's settings.
         token: by default the one of `hf auth login`.
 
     Raises:
         HubError: if the Hub refuses, or does not answer even after some time.
     """
-    check_repo_id(repo_id if "/" in repo_id else f"owner/{repo_id}")
+    check_repo_id(f"owner/{repo_id}")
     api = HfApi(token=token, library_name="backshan_diffusers", library_version=__version__)
 
     def make() -> str:

@@ -96,7 +96,7 @@ class Published:
             self.save_pretrained(folder, variant=variant)
             return hub.push(
                 folder,
-                hub.make_repo(repo_id, private=private, token=token),
+                repo_id if "/" in repo_id else hub.make_repo(repo_id, private=private, token=token),
                 private=bool(private),
                 token=token,
                 message=commit_message,

@@ -107,24 +107,17 @@ def parser_of_fronts(script: str, description: str, count: int) -> Parser:
 
 
 def open_pipeline(parser: Parser, model: str):
-    """The pipeline of a folder or repository, with the adapters beside it and without progress bars; the parser
-    refuses what cannot be measured."""
+    """The pipeline of a folder or repository, as the commands open it; the parser refuses what cannot be measured."""
     # here, because benchmarks of the data alone should not need torch
-    from backshan_diffusers import BackshanControlNetModel, BackToFrontPipeline
-    from backshan_diffusers.folder_check import ADAPTERS
-    from backshan_diffusers.hub import find_model
+    import torch
+
+    from backshan_diffusers.commands.exits import UnusableArgumentError
+    from backshan_diffusers.commands.loading import find_model, load_pipeline
 
     try:
-        folder = find_model(model).folder
-        pipeline = BackToFrontPipeline.from_pretrained(folder)
-        if (folder / ADAPTERS).exists():
-            pipeline.load_lora_weights(folder)
-    except (OSError, ValueError) as error:
+        return load_pipeline(model, find_model(model), torch.device("cpu"), torch.float32)
+    except UnusableArgumentError as error:
         parser.error(f"--model {model}: {error}")
-    if not isinstance(pipeline.controlnet, BackshanControlNetModel):
-        parser.error(f"--model {model} has a stock ControlNet, which records no size: give a BackshanControlNetModel.")
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def publish(

@@ -257,7 +257,7 @@ def test_a_stock_controlnet_is_refused(tmp_path, capsys):
     stock = ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=channels)
     pipeline.register_modules(controlnet=stock)
     pipeline.save_pretrained(tmp_path)
-    assert "has a stock ControlNet" in refused("generate_speed", capsys, "--model", str(tmp_path))
+    assert "does not record how it reads a picture" in refused("generate_speed", capsys, "--model", str(tmp_path))
 
 
 def test_a_model_is_measured_with_its_adapters(tmp_path):

@@ -250,7 +250,7 @@ def test_no_config_tells_where_it_lay(model):
     for name in ("unet/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"):
         content = json.loads((model / name).read_text())
         places = dict.fromkeys(
-            ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"), "/home/x"
+            ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"), "/models/mine"
         )
         (model / name).write_text(json.dumps(content | places))
         content.pop("_name_or_path", None)
