@@ -1311,7 +1311,7 @@ def test_pickles_are_refused_before_they_are_downloaded(server, clients, tiny_fo
     for call in (
         lambda: pull("org/pickles"),
         lambda: BackToFrontPipeline.from_pretrained("org/pickles"),
-        lambda: BackToFrontPipeline.from_pretrained("org/pickles", controlnet=None),
+        lambda: BackToFrontPipeline.from_pretrained("org/pickles", unet=None),
         lambda: BackshanControlNetModel.from_pretrained("org/pickles", subfolder="controlnet"),
     ):
         try:
@@ -1327,7 +1327,7 @@ def test_pickles_are_refused_before_they_are_downloaded(server, clients, tiny_fo
     assert clients.run(textwrap.dedent(code)).checked().out.splitlines() == [
         f"{refused} safetensors.".format("controlnet"),
         f"{refused} safetensors.".format("unet"),
-        f"{refused} safetensors.".format("unet"),
+        f"{refused} safetensors.".format("controlnet"),
         "MissingFileError org/pickles lacks controlnet/diffusion_pytorch_model.safetensors: give a repository, a"
         " subfolder or a revision that has it.",
     ]
