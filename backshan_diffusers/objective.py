@@ -8,6 +8,7 @@ Source of the method: the Backshan diffusion model, MIRU 2024.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ _NOT_NEGATIVE = {
     "projection_width": "a number that is not negative",
     "min_snr_gamma": "0 to switch it off, or more",
     "noise_offset": "0 to switch it off, or more",
+    "adversarial_weight": "0 to switch it off, or more",
+    "adversarial_warmup_steps": "a number that is not negative",
 }
 """Fields, and what to give for each."""
 
@@ -66,6 +69,9 @@ class Objective:
         same_group_negatives: whether items of one group are negatives of each other.
         min_snr_gamma: weighs timesteps by min(SNR, gamma). 0: all alike.
         noise_offset: share of noise that is constant over a latent channel.
+        adversarial_weight: mu at its height, by which it counts that a discriminator tells predicted fronts from true
+            ones; 0 leaves it out.
+        adversarial_warmup_steps: steps over which mu rises from 0 in a line, while the discriminator learns.
 
     Raises:
         ValueError: if a field has none of its values, or does not fit another one.
@@ -89,6 +95,8 @@ class Objective:
     same_group_negatives: bool = False
     min_snr_gamma: float = 0.0
     noise_offset: float = 0.0
+    adversarial_weight: float = 0.0
+    adversarial_warmup_steps: int = 0
 
     def __post_init__(self):
         self._check_choices()
@@ -129,6 +137,13 @@ class Objective:
         if self.contrastive_anneal_steps:
             return weight * max(0.0, 1 - (step - self.contrastive_warmup_steps) / self.contrastive_anneal_steps)
         return weight
+
+    # mu(n) = mu min(1, n / W)
+    def adversarial_weight_at(self, step: int) -> float:
+        """mu at `step` (from 0); W steps of warm-up."""
+        if step < self.adversarial_warmup_steps:
+            return self.adversarial_weight * step / self.adversarial_warmup_steps
+        return self.adversarial_weight
 
 
 PRESETS = {
@@ -310,6 +325,48 @@ def contrastive_terms(
     if objective.both_directions:
         loss = (loss + contrastive_cross_entropy(similarities.T, tau, groups, shown, candidates=shown)) / 2
     return {"contrastive": loss, "pair_accuracy": pair_accuracy(similarities, groups, shown)}
+
+
+# L_A = (1/S) sum_s ( sum_p m_sp log(1 + exp(a_sp - b_sp)) / sum_p m_sp ) over scales s and patches p, with a the
+# scores of the true fronts and b those of the predicted ones; for the discriminator itself the two change places
+def relativistic_loss(
+    lower: Sequence[torch.Tensor], higher: Sequence[torch.Tensor], weights: torch.Tensor
+) -> torch.Tensor:
+    """How far the scores of `higher` are from being the higher ones.
+
+    Each predicted front is compared with the true one of the same back, since true ones differ more from each other
+    than from their predictions (Jolicoeur-Martineau 2019, "The relativistic discriminator: a key element missing from
+    standard GAN").
+
+    Args:
+        lower: a, for each scale `B x 1 x h x h`.
+        higher: b, likewise.
+        weights: `B x 1 x H x W`, how much each place of a front counts; m are their means over the patches.
+
+    Returns:
+        A scalar: log 2 where they cannot be told apart, towards 0 where every score of `higher` is the higher one.
+    """
+    losses = []
+    for low, high in zip(lower, higher, strict=True):
+        errors = F.softplus(low.float() - high.float())
+        losses.append(_mean_over(errors, F.adaptive_avg_pool2d(weights.float(), errors.shape[-2:])))
+    return torch.stack(losses).mean()
+
+
+# L_S = (1/S) sum_s mean_p ( (d_sp(x + n) - d_sp(x))^2 / 10 + d_sp(x)^2 / 1000 ) with noise n
+def smoothness_penalty(scores: Sequence[torch.Tensor], disturbed: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What keeps a discriminator from steep slopes, which teach nothing, and its scores from drifting away.
+
+    The first part is the squared gradient of a zero-centred penalty (Mescheder et al. 2018, "Which training methods
+    for GANs do actually converge?") as a difference, so that no second derivative is needed.
+
+    Args:
+        scores: d(x), for each scale `B x 1 x h x h`.
+        disturbed: d(x + n), likewise.
+    """
+    steep = [(after.float() - before.float()).square().mean() for before, after in zip(scores, disturbed, strict=True)]
+    far = [before.float().square().mean() for before in scores]
+    return torch.stack(steep).mean() / 10 + torch.stack(far).mean() / 1000
 
 
 # L = L_MSE + lambda L_C

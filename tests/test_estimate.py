@@ -84,6 +84,16 @@ def test_a_second_pass_for_the_comparison_costs_a_pass_of_controlnet(tmp_path):
     assert 1.1 * cost(False) < cost(True) < 1.5 * cost(False)
 
 
+def test_an_adversary_costs_decoded_fronts_and_is_counted_among_what_learns(tmp_path):
+    plain, judged = (
+        rehearse(tiny_config(tmp_path, objective={"preset": "mse", "adversarial_weight": weight})).stages[3]
+        for weight in (0.0, 0.5)
+    )
+    assert judged.trained == plain.trained | {"discriminator": judged.trained["discriminator"]}
+    assert judged.gradient_bytes == plain.gradient_bytes + 4 * judged.trained["discriminator"]
+    assert judged.weight_bytes == plain.weight_bytes and judged.step_flops > 2 * plain.step_flops
+
+
 def test_crops_of_several_sizes_cost_their_mean(tmp_path):
     def cost(pairs: int, *crops: int) -> int:
         values = {"crop_sizes": crops, "batch_size": pairs, "objective": {"preset": "mse"}}

@@ -202,6 +202,8 @@ def test_presets_of_the_objective():
         "same_group_negatives": False,
         "min_snr_gamma": 0.0,
         "noise_offset": 0.0,
+        "adversarial_weight": 0.0,
+        "adversarial_warmup_steps": 0,
     }
     middle = {"features": "mid", "pooled": True, "before_zero_convolutions": True}
     negatives = {"contrastive_weight": 0.5, "contrast": "negatives", "temperature": 0.5}

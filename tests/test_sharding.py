@@ -113,6 +113,8 @@ def test_what_cannot_be_cut_up_is_refused(engine):
         check_shardable(TrainingConfig("runs", optimizer="adamw8bit", channels_last=False), engine)
     with pytest.raises(ConfigError, match=f"unet_lora_rank does not go with {engine}, .*: launch DDP"):
         check_shardable(TrainingConfig("runs", unet_lora_rank=4), engine)
+    with pytest.raises(ConfigError, match=f"adversarial_weight does not go with {engine}, .*: launch DDP"):
+        check_shardable(TrainingConfig("runs", objective={"preset": "mse", "adversarial_weight": 1.0}), engine)
 
 
 @pytest.mark.parametrize("stage", ["vae", "joint"])

@@ -49,7 +49,8 @@ def control_batch(pairs: int = 4, seed: int = 0) -> dict:
 def control_stage(objective: Objective, train_unet: str | None = "all", pipeline=None) -> ControlStage:
     pipeline = pipeline or tiny_pipeline()
     with seeded(0):
-        return ControlStage(pipeline.controlnet, pipeline.unet, pipeline.scheduler, objective, train_unet)
+        models = pipeline.controlnet, pipeline.unet, pipeline.scheduler
+        return ControlStage(*models, objective, train_unet, vae=pipeline.vae)
 
 
 def noised(stage, batch, latents="latents", noise="noise"):

@@ -814,9 +814,10 @@ def test_backs_with_latents_of_their_own_lie_on_the_fronts(tmp_path, mirror, aug
     [
         ("head", {"objective": {"preset": "backshan", "projection_width": 4}}),
         ("unet_lora", {"unet_lora_rank": 2}),
+        ("discriminator", {"objective": {"preset": "mse", "adversarial_weight": 1.0}}),
     ],
 )
-def test_a_head_and_adapters_are_drawn_from_the_seed(tmp_path, part, changes):
+def test_what_joins_a_stage_is_drawn_from_the_seed(tmp_path, part, changes):
     (tmp_path / "cache").mkdir()
 
     def drawn(seed: int, others: int) -> list[torch.Tensor]:

@@ -19,6 +19,9 @@ from .order import LikenessOrder, RandomOrder
 CROP_CANDIDATES = 4
 """Random crops of which the most detailed one is learned from."""
 
+DISTURBANCE = 0.05
+"""Standard deviation of what is added to fronts in [-1, 1], about that of a sensor's noise."""
+
 
 @dataclass(frozen=True)
 class StepSampler:
@@ -214,6 +217,11 @@ def noise_batch(objective: Objective, latents: torch.Tensor, generator: torch.Ge
 def _noise(shape: torch.Size, offset: float, generator: torch.Generator) -> torch.Tensor:
     noise = torch.randn(shape, generator=generator)
     return noise + offset * torch.randn(*shape[:2], 1, 1, generator=generator) if offset else noise
+
+
+def disturbance_batch(count: int, side: int, generator: torch.Generator) -> torch.Tensor:
+    """What is added to fronts to see how steep a discriminator is: `count x 3 x side x side`."""
+    return DISTURBANCE * torch.randn(count, 3, side, side, generator=generator)
 
 
 def timestep_batch(size: int, total: int, generator: torch.Generator) -> torch.Tensor:

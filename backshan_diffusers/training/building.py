@@ -22,6 +22,7 @@ from .batches import (
     cell_weights,
     crop_batch,
     crop_shape,
+    disturbance_batch,
     kept_cells,
     latent_batch,
     noise_batch,
@@ -199,6 +200,12 @@ class StageBuilder:
                 weight = objective.weight_at(number // config.gradient_accumulation_steps)
                 batch["contrastive_weight"] = torch.tensor(weight)
                 batch["shown"], batch["groups"] = shown, step_pairs.groups()
+            if objective.adversarial_weight:
+                weight = objective.adversarial_weight_at(number // config.gradient_accumulation_steps)
+                batch["adversarial_weight"] = torch.tensor(weight)
+                batch["disturbance"] = disturbance_batch(
+                    len(controls), controls.shape[-1], sampler.generator(number, "disturbance")
+                )
             if objective.compares_fronts:
                 batch["front_control"] = front_controls(step_pairs, batch["latents"])
                 batch["blank_control"] = blank
@@ -208,7 +215,8 @@ class StageBuilder:
 
         schedule = noise_schedule(pipeline.scheduler)
         with seeded(config.seed):
-            stage = ControlStage(controlnet, pipeline.unet, schedule, objective, train_unet, lora_rank)
+            models = controlnet, pipeline.unet, schedule
+            stage = ControlStage(*models, objective, train_unet, lora_rank, vae=pipeline.vae)
             return stage, make_batch
 
     def _order(self, config: TrainingConfig, pairs: PairArrays) -> RandomOrder | LikenessOrder:

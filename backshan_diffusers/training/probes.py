@@ -30,6 +30,7 @@ def probe_stage(module: StageModule, batch: Batch) -> Terms:
     contested = module.contested()
     if not contested or any(isinstance(weight, DTensor) for weight in contested):
         return module.probe(batch)
+    batch = batch | {"adversarial_weight": torch.zeros(())}  # a third term, which is not one of the two
     # A pass for each term: compiled models keep nothing for a second way back.
     mse = _gradient_norm(module(batch)["mse"], contested)
     terms = module(batch)

@@ -37,6 +37,10 @@ def check_shardable(config: TrainingConfig, engine: str) -> None:
         f"unet_lora_rank does not go with {engine}, which cuts up whole models: launch DDP.",
     )
     check(
+        not config.resolve_objective().adversarial_weight,
+        f"objective.adversarial_weight does not go with {engine}, which cuts up the discriminator: launch DDP.",
+    )
+    check(
         config.optimizer == "adamw",
         f"optimizer {config.optimizer} does not go with {engine}: give adamw, or launch DDP.",
     )

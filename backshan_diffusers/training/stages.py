@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, SchedulerMixin, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
@@ -13,9 +14,19 @@ from torch import nn
 
 from ..models import BackshanControlNetModel, BackshanControlNetOutput
 from ..models.controlnet_backshan import chosen_features
-from ..objective import Objective, backshan_loss, cosine_matrix, min_snr_weights, noise_mse, pair_accuracy
+from ..objective import (
+    Objective,
+    backshan_loss,
+    cosine_matrix,
+    min_snr_weights,
+    noise_mse,
+    pair_accuracy,
+    relativistic_loss,
+    smoothness_penalty,
+)
 from .config import ConfigError
 from .contrast import Comparison, ComparisonHead, compare
+from .discriminator import FrontDiscriminator
 from .lora import add_lora
 from .scratch import OPPONENT_COLOURS
 
@@ -27,6 +38,7 @@ Batch = dict[str, torch.Tensor]
     all other stages    latents `B x C x h x h`, prompts `B x T x E`, timesteps `B` int64; weights `B x 1 x h x h`
                         where not all cells count alike
     controlnet, joint   back_control `B x K x S x S`, a control tensor, see `conditioning.py`
+    with an adversary   adversarial_weight, a scalar; disturbance `B x 3 x S x S`
     with a comparison   shown `B` bool, groups `B` int64, contrastive_weight, a scalar; where fronts are compared
                         front_control, as back_control, blank_control `1 x K x S x S`, that of a white picture, and
                         for some choices of their latents front_noise and back_latents, as noise and latents
@@ -139,7 +151,8 @@ class PriorStage(StageModule):
 class ControlStage(StageModule):
     """ControlNet on pairs, with the U-Net frozen (`controlnet`) or learning too (`joint`), as a whole or in part.
 
-    With `lora_rank` the U-Net is frozen too, and adapters in it learn, under the name `unet_lora`.
+    With `lora_rank` the U-Net is frozen too, and adapters in it learn, under the name `unet_lora`. Where the objective
+    has an adversary, it learns beside them, from fronts that `vae` decodes, under the name `discriminator`.
 
     All branches go through ControlNet as one batch, but for fronts that are only looked at. The first branch is the
     backs on noised front latents, whose residuals the U-Net gets; what the others see is the objective's choice.
@@ -153,10 +166,13 @@ class ControlStage(StageModule):
         objective: Objective,
         train_unet: str | None,
         lora_rank: int | None = None,
+        vae: AutoencoderKL | None = None,
     ):
         models = {"controlnet": controlnet, "unet": unet}
         names = ("controlnet", "unet") if train_unet and lora_rank is None else ("controlnet",)
-        super().__init__({n: models[n] for n in names}, {n: m for n, m in models.items() if n not in names})
+        frozen = {n: m for n, m in models.items() if n not in names}
+        judge = {"vae": vae} if objective.adversarial_weight else {}
+        super().__init__({n: models[n] for n in names}, frozen | judge)
         if lora_rank is not None:
             self.trained["unet_lora"] = add_lora(unet, lora_rank)
         elif train_unet:
@@ -164,6 +180,8 @@ class ControlStage(StageModule):
             for part in _unet_parts(unet, train_unet):
                 part.requires_grad_(True)
         self.scheduler, self.objective = scheduler, objective
+        if objective.adversarial_weight:
+            self.trained["discriminator"] = FrontDiscriminator(controlnet.config.conditioning_channels)
         self.head = ComparisonHead(objective, _pooled_width(controlnet, objective.features))
 
     def named_trained(self) -> Iterator[tuple[str, nn.Module]]:
@@ -185,17 +203,60 @@ class ControlStage(StageModule):
         prediction = self._predict(noised, batch, output)
         target, weights = denoising_target(self.scheduler, batch), batch.get("weights")
         mse = noise_mse(prediction, target, weights, self._item_weights(batch))
-        if not self.objective.contrastive_weight:
-            return {"loss": mse, "mse": mse}
+        loss, watched = mse, {}
+        if self.objective.contrastive_weight:
+            contrastive, watched = self._contrastive(batch, features, comparison, parts)
+            loss = backshan_loss(mse, contrastive, batch["contrastive_weight"])
+        if self.objective.adversarial_weight:
+            judged = self._judged(batch, noised, prediction)
+            loss = loss + batch["adversarial_weight"] * judged["adversarial"]
+            loss = loss + judged["discriminator"] + judged["smoothness"]
+            watched = watched | {name: term.detach() for name, term in judged.items()}
+        return {"loss": loss, "mse": mse, **watched}
+
+    def _contrastive(
+        self, batch: Batch, features: list[torch.Tensor], comparison: Comparison | None, parts: int
+    ) -> tuple[torch.Tensor, Terms]:
+        """The contrastive term, and what is watched of it. Arguments as of `forward`."""
         temperature, shares = self.head.temperature(), PartialState().num_processes
         if comparison is None:
             comparison = compare(self.objective, features, batch["groups"], batch["shown"], temperature)
         else:
             shares *= parts
-        contrastive = comparison.carried_by(features, temperature, shares)
-        loss = backshan_loss(mse, contrastive, batch["contrastive_weight"])
         learned = {} if temperature is None else {"temperature": temperature}
-        return {"loss": loss, "mse": mse, **comparison.terms, **learned}
+        return comparison.carried_by(features, temperature, shares), {**comparison.terms, **learned}
+
+    def _judged(self, batch: Batch, noised: torch.Tensor, prediction: torch.Tensor) -> Terms:
+        """What the discriminator thinks of the predicted fronts, and what it learns from them itself.
+
+        A front counts by the share of noise it was predicted from: with little of it, it is nearly the true one.
+        """
+        alpha_bars = self.scheduler.alphas_cumprod.to(noised.device)[batch["timesteps"]]
+        weights = (1 - alpha_bars)[:, None, None, None] * batch.get("weights", torch.ones_like(noised[:, :1]))
+        predicted = predicted_latents(self.scheduler, noised, prediction, batch["timesteps"])
+        with torch.no_grad():
+            true_fronts = self._seen(batch["latents"], batch)
+        predicted_fronts = self._seen(predicted, batch)
+        discriminator, controls = self.trained["discriminator"], batch["back_control"]
+        true, made = (discriminator.as_it_is(each, controls) for each in (true_fronts, predicted_fronts))
+        fronts = torch.cat([true_fronts, predicted_fronts.detach()])
+        controls, disturbance = controls.repeat(2, 1, 1, 1), batch["disturbance"].repeat(2, 1, 1, 1)
+        scores, disturbed = (discriminator(each, controls) for each in (fronts, fronts + disturbance))
+        ours, theirs = ([*each] for each in zip(*(scale.chunk(2) for scale in scores), strict=True))
+        return {
+            "adversarial": relativistic_loss(true, made, weights),
+            "discriminator": relativistic_loss(theirs, ours, weights),
+            "smoothness": smoothness_penalty(scores, disturbed),
+        }
+
+    def _seen(self, latents: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The fronts that latents stand for as the discriminator sees them: decoded, with what counts nothing, a
+        masked face, in grey. True ones are decoded too, so that they are not told by what the autoencoder loses."""
+        vae = self.frozen["vae"]
+        fronts = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
+        if "weights" in batch:
+            fronts = fronts * F.interpolate((batch["weights"] > 0).to(fronts.dtype), fronts.shape[-2:])
+        return fronts
 
     @torch.no_grad()
     def compare(self, batches: Iterable[Batch]) -> list[Comparison]:
@@ -356,6 +417,17 @@ def denoising_target(scheduler: DDIMScheduler, batch: Batch) -> torch.Tensor:
     if scheduler.config.prediction_type == "v_prediction":
         return scheduler.get_velocity(batch["latents"], batch["noise"], batch["timesteps"])
     return batch["noise"]
+
+
+def predicted_latents(
+    scheduler: DDIMScheduler, noised: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """The latents that a prediction of the U-Net stands for, `B x C x h x h` float32."""
+    alpha_bars = scheduler.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
+    signal, noise = alpha_bars.sqrt(), (1 - alpha_bars).sqrt()
+    if scheduler.config.prediction_type == "v_prediction":
+        return signal * noised - noise * prediction.float()
+    return (noised - noise * prediction.float()) / signal
 
 
 def _mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

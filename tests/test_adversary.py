@@ -1,0 +1,217 @@
+"""A discriminator that learns beside a ControlNet: who learns from what, and that it leaves with the training."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_resume import assert_equal_files, log
+from test_stages import control_batch, control_stage, noised
+from tiny import tiny_config, tiny_pipeline
+
+from backshan_diffusers import BackToFrontPipeline
+from backshan_diffusers.objective import Objective, relativistic_loss, smoothness_penalty
+from backshan_diffusers.training.checkpoints import checkpoint_path
+from backshan_diffusers.training.config import ModelSize
+from backshan_diffusers.training.discriminator import FrontDiscriminator
+from backshan_diffusers.training.probes import probe_stage
+from backshan_diffusers.training.run import TrainingRun
+from backshan_diffusers.training.stages import predicted_latents
+
+JUDGED = Objective(adversarial_weight=0.5)
+
+
+def judged_batch() -> dict:
+    disturbance = 0.05 * torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(7))
+    return control_batch() | {"adversarial_weight": torch.tensor(0.5), "disturbance": disturbance}
+
+
+def gradients(module: torch.nn.Module) -> list[torch.Tensor | None]:
+    return [weight.grad for weight in module.parameters()]
+
+
+def test_the_loss_equals_the_independent_formula():
+    generator = np.random.default_rng(0)
+    true, predicted = ([generator.normal(size=(3, 1, side, side)) for side in (8, 4, 2)] for _ in range(2))
+    weights = generator.uniform(size=(3, 1, 4, 4))
+    halved = weights.reshape(3, 1, 2, 2, 2, 2).mean(axis=(3, 5))
+    doubled = weights.repeat(2, axis=2).repeat(2, axis=3)
+    expected = np.mean(
+        [
+            (m * np.log1p(np.exp(a - b))).sum() / m.sum()
+            for a, b, m in zip(true, predicted, (doubled, weights, halved), strict=True)
+        ]
+    )
+    as_tensors = [[torch.from_numpy(scale) for scale in scores] for scores in (true, predicted)]
+    assert relativistic_loss(*as_tensors, torch.from_numpy(weights)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_penalty_equals_the_independent_formula():
+    generator = np.random.default_rng(0)
+    scores, disturbed = ([generator.normal(size=(3, 1, side, side)) for side in (4, 2)] for _ in range(2))
+    expected = np.mean([((d - s) ** 2).mean() / 10 + (s**2).mean() / 1000 for s, d in zip(scores, disturbed)])
+    as_tensors = [[torch.from_numpy(scale) for scale in each] for each in (scores, disturbed)]
+    assert smoothness_penalty(*as_tensors).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_cannot_be_told_apart_has_the_loss_of_chance():
+    scores, weights = [torch.randn(2, 1, 4, 4)], torch.rand(2, 1, 4, 4)
+    assert relativistic_loss(scores, scores, weights).item() == pytest.approx(np.log(2))
+    assert relativistic_loss(scores, [scores[0] + 50], weights).item() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_right_prediction_stands_for_the_true_latents(kind):
+    stage = control_stage(Objective())
+    stage.scheduler.register_to_config(prediction_type=kind)
+    batch = judged_batch()
+    right = batch["noise"]
+    if kind == "v_prediction":
+        right = stage.scheduler.get_velocity(batch["latents"], batch["noise"], batch["timesteps"])
+    made = predicted_latents(stage.scheduler, noised(stage, batch), right, batch["timesteps"])
+    torch.testing.assert_close(made, batch["latents"], atol=1e-4, rtol=1e-4)
+
+
+def test_the_loss_is_the_sum_of_its_terms():
+    stage, batch = control_stage(JUDGED), judged_batch()
+    terms = stage(batch)
+    expected = terms["mse"] + 0.5 * terms["adversarial"] + terms["discriminator"] + terms["smoothness"]
+    torch.testing.assert_close(terms["loss"], expected)
+    plain = control_stage(Objective())(batch)
+    torch.testing.assert_close(plain["loss"], terms["mse"])
+    assert set(terms) - set(plain) == {"adversarial", "discriminator", "smoothness"}
+
+
+def test_the_comparison_and_the_discriminator_go_together():
+    objective = Objective(contrastive_weight=0.5, features="mid", adversarial_weight=0.5)
+    terms = control_stage(objective)(judged_batch())
+    expected = terms["mse"] + 0.5 * terms["contrastive"] + 0.5 * terms["adversarial"]
+    expected = expected + terms["discriminator"] + terms["smoothness"]
+    torch.testing.assert_close(terms["loss"], expected)
+
+
+def test_each_side_learns_from_its_own_term_alone():
+    stage, batch = control_stage(JUDGED), judged_batch()
+    terms = stage._judged(batch, *_prediction(stage, batch))
+    discriminator, unet = stage.trained["discriminator"], stage.trained["unet"]
+    terms["adversarial"].backward(retain_graph=True)
+    assert all(gradient is None for gradient in gradients(discriminator))
+    assert any(gradient is not None and gradient.any() for gradient in gradients(unet))
+    unet.zero_grad(set_to_none=True)
+    terms["discriminator"].backward()
+    assert all(gradient is not None and gradient.any() for gradient in gradients(discriminator))
+    assert all(gradient is None for gradient in gradients(unet))
+
+
+def _prediction(stage, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    latents = noised(stage, batch)
+    output, _ = stage._control(batch, latents)
+    return latents, stage._predict(latents, batch, output)
+
+
+def test_each_term_pulls_in_its_direction():
+    """A step down the discriminator's term parts the scores; one down the other brings them together."""
+    stage, batch = control_stage(JUDGED), judged_batch()
+    latents, prediction = _prediction(stage, batch)
+    discriminator = stage.trained["discriminator"]
+
+    def gap(made: torch.Tensor) -> float:
+        fronts = [stage._seen(latents, batch) for latents in (batch["latents"], made)]
+        scores = [discriminator(each, batch["back_control"]) for each in fronts]
+        return sum((true - predicted).mean() for true, predicted in zip(*scores)).item()
+
+    made = predicted_latents(stage.scheduler, latents, prediction, batch["timesteps"]).detach()
+    before = gap(made)
+    stage._judged(batch, latents, prediction)["discriminator"].backward()
+    with torch.no_grad():
+        for weight in discriminator.parameters():
+            weight -= 0.01 * weight.grad
+    parted = gap(made)
+    assert parted > before
+    slope = torch.autograd.grad(stage._judged(batch, latents, prediction)["adversarial"], prediction)[0]
+    nearer = predicted_latents(stage.scheduler, latents, prediction - 10 * slope, batch["timesteps"]).detach()
+    assert gap(nearer) < parted
+
+
+def test_what_counts_more_and_what_had_more_noise_is_judged_more():
+    """Each item's share of the term is that of its noise, times what its places count."""
+    stage, batch = control_stage(JUDGED), judged_batch()
+    latents, prediction = _prediction(stage, batch)
+    batch["weights"] = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
+    fronts = [
+        stage._seen(each, batch)
+        for each in (batch["latents"], predicted_latents(stage.scheduler, latents, prediction, batch["timesteps"]))
+    ]
+    true, made = (stage.trained["discriminator"](each, batch["back_control"]) for each in fronts)
+    noise = 1 - stage.scheduler.alphas_cumprod[batch["timesteps"]]
+    weights = noise[:, None, None, None] * batch["weights"]
+    terms = stage._judged(batch, latents, prediction)
+    torch.testing.assert_close(terms["adversarial"], relativistic_loss(true, made, weights))
+    torch.testing.assert_close(terms["discriminator"], relativistic_loss(made, true, weights))
+
+
+def test_a_masked_face_is_not_looked_at():
+    stage, batch = control_stage(JUDGED), judged_batch()
+    shown = stage._seen(batch["latents"], batch)
+    batch["weights"] = torch.ones(4, 1, 8, 8)
+    batch["weights"][:, :, 2:4, 5] = 0
+    hidden = stage._seen(batch["latents"], batch)
+    assert not hidden[:, :, 16:32, 40:48].any() and shown[:, :, 16:32, 40:48].any()
+    hidden[:, :, 16:32, 40:48] = shown[:, :, 16:32, 40:48]
+    assert torch.equal(hidden, shown)
+
+
+def test_fronts_are_seen_as_the_autoencoder_decodes_them():
+    pipeline = tiny_pipeline()
+    pipeline.vae.register_to_config(scaling_factor=0.5)
+    stage, batch = control_stage(JUDGED, pipeline=pipeline), control_batch()
+    with torch.no_grad():
+        expected = pipeline.vae.decode(batch["latents"] / 0.5).sample
+        torch.testing.assert_close(stage._seen(batch["latents"], batch), expected)
+
+
+def test_scores_are_those_of_patches_and_depend_on_the_back():
+    discriminator = FrontDiscriminator(3, width=8)
+    fronts, controls = torch.randn(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    scores = discriminator(fronts, controls)
+    assert [tuple(scale.shape) for scale in scores] == [(2, 1, 32, 32), (2, 1, 16, 16), (2, 1, 8, 8)]
+    for one, other in zip(scores, discriminator(fronts, controls.roll(1, 0))):
+        assert not torch.allclose(one, other)
+    for one, same in zip(scores, discriminator.as_it_is(fronts, controls)):
+        assert torch.equal(one, same)
+
+
+def test_the_weight_warms_up():
+    objective = Objective(adversarial_weight=0.5, adversarial_warmup_steps=4)
+    assert [objective.adversarial_weight_at(step) for step in (0, 1, 4, 9)] == [0, 0.125, 0.5, 0.5]
+    assert Objective(adversarial_weight=0.5).adversarial_weight_at(0) == 0.5
+
+
+def test_the_probe_counts_no_third_term():
+    """How hard the comparison pulls does not depend on what the discriminator thinks."""
+    comparing = Objective(contrastive_weight=0.5, features="mid", pooled=True, before_zero_convolutions=True)
+    plain = probe_stage(control_stage(comparing), control_batch())
+    judged = probe_stage(control_stage(replace(comparing, adversarial_weight=0.5)), judged_batch())
+    assert judged["grad_norm_contrast"].item() == pytest.approx(plain["grad_norm_contrast"].item(), rel=1e-4)
+
+
+def test_a_run_resumes_its_discriminator_and_leaves_it_out_of_its_pipeline(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "base")
+    config = tiny_config(
+        tmp_path / "run",
+        base_model=str(tmp_path / "base"),
+        model=ModelSize(),
+        objective={"preset": "mse", "adversarial_weight": 0.5, "adversarial_warmup_steps": 2},
+        stages={"joint": {}},
+    )
+    finished = TrainingRun(config).run()
+    assert "discriminator" not in BackToFrontPipeline.load_config(finished)
+    folder, whole = finished.parent, tmp_path / "whole"
+    shutil.copytree(folder, whole)
+    shutil.rmtree(folder / "pipeline")
+    shutil.rmtree(checkpoint_path(folder, 4))
+    TrainingRun(config).run()
+    assert_equal_files(folder, whole)
+    assert log(folder) == log(whole)
+    assert {"adversarial", "discriminator", "grad_norm_discriminator"} <= set(log(folder)[0])
