@@ -375,6 +375,7 @@ RUNS = {
     "mini-more": ["joint"],
     "mini-reframe": ["joint"],
     "mini-settle": ["joint"],
+    "mini-sharpen": ["joint"],
     "sd15-stage1": ["controlnet"],
     "sd15-stage2": ["joint"],
     "smoke": list(STAGES),
@@ -391,7 +392,10 @@ def test_every_shipped_config_resolves(name):
     config = load_config(CONFIGS / f"{name}.yaml", output_dir="out")
     assert config.stage_names() == RUNS[name]
     for stage in RUNS[name]:
-        assert config.stage(stage).max_steps >= 1 and config.stage(stage).resolve_objective() in PRESETS.values()
+        objective = config.stage(stage).resolve_objective()
+        assert config.stage(stage).max_steps >= 1
+        assert replace(objective, adversarial_weight=0.0, adversarial_warmup_steps=0) in PRESETS.values()
+        assert (objective.adversarial_weight > 0) == (name == "mini-sharpen")
 
 
 def test_the_method_on_stable_diffusion_is_two_stages():
