@@ -8,15 +8,17 @@ import pytest
 import torch
 from test_resume import assert_equal_files, log
 from test_stages import control_batch, control_stage, noised
-from tiny import tiny_config, tiny_pipeline
+from tiny import pair_arrays, tiny_autoencoder, tiny_config, tiny_pipeline
 
 from backshan_diffusers import BackToFrontPipeline
 from backshan_diffusers.objective import Objective, relativistic_loss, smoothness_penalty
+from backshan_diffusers.training.batches import StepSampler
 from backshan_diffusers.training.checkpoints import checkpoint_path
 from backshan_diffusers.training.config import ModelSize
 from backshan_diffusers.training.discriminator import FrontDiscriminator
 from backshan_diffusers.training.probes import probe_stage
 from backshan_diffusers.training.run import TrainingRun
+from backshan_diffusers.training.savings import compile_blocks
 from backshan_diffusers.training.stages import predicted_latents
 
 JUDGED = Objective(adversarial_weight=0.5)
@@ -215,3 +217,30 @@ def test_a_run_resumes_its_discriminator_and_leaves_it_out_of_its_pipeline(tmp_p
     assert_equal_files(folder, whole)
     assert log(folder) == log(whole)
     assert {"adversarial", "discriminator", "grad_norm_discriminator"} <= set(log(folder)[0])
+
+
+def test_the_weight_follows_the_steps_and_fronts_are_disturbed_a_little(tmp_path):
+    (tmp_path / "cache").mkdir()
+    objective = {"preset": "mse", "adversarial_weight": 0.5, "adversarial_warmup_steps": 2}
+    run = TrainingRun(tiny_config(tmp_path, objective=objective, gradient_accumulation_steps=2))
+    stage, make_batch = run.build_stage("joint", tiny_pipeline(), pair_arrays())
+    batches = [make_batch(number, StepSampler(0, "joint")) for number in range(6)]
+    assert [batch["adversarial_weight"].item() for batch in batches] == [0, 0, 0.25, 0.25, 0.5, 0.5]
+    disturbances = torch.stack([batch["disturbance"] for batch in batches])
+    assert disturbances.shape == (6, 2, 3, 64, 64) and disturbances.std().item() == pytest.approx(0.05, rel=0.05)
+    assert not torch.equal(disturbances[0], disturbances[1])
+    assert not any(weight.requires_grad for weight in stage.component("vae").parameters())
+
+
+def test_a_tiny_autoencoder_is_looked_through_and_not_compiled():
+    pipeline = tiny_pipeline()
+    pipeline.register_modules(vae=tiny_autoencoder())
+    stage = control_stage(JUDGED, pipeline=pipeline)
+    compile_blocks(stage, "aot_eager")
+    assert stage(judged_batch())["adversarial"] > 0
+
+
+def test_a_signal_does_not_fade_on_its_way_through_the_discriminator():
+    torch.manual_seed(0)
+    scores = FrontDiscriminator(3)(torch.randn(2, 3, 64, 64), torch.rand(2, 3, 64, 64))
+    assert all(scale.std() > 0.2 for scale in scores)

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
 from diffusers.training_utils import EMAModel
 from torch import nn
 
@@ -99,7 +98,7 @@ def save_activations(module: StageModule) -> None:
 def compile_blocks(module: StageModule, backend: str) -> None:
     """Compile the attention blocks of a stage's models, in place, so that no weight changes its name."""
     for model in module.models():
-        if not isinstance(model, AutoencoderKL):  # has none that repeat
+        if getattr(model, "_repeated_blocks", None):  # an autoencoder has none
             model.compile_repeated_blocks(backend=backend)
 
 

@@ -231,8 +231,9 @@ class ControlStage(StageModule):
 
         A front counts by the share of noise it was predicted from: with little of it, it is nearly the true one.
         """
-        alpha_bars = self.scheduler.alphas_cumprod.to(noised.device)[batch["timesteps"]]
-        weights = (1 - alpha_bars)[:, None, None, None] * batch.get("weights", torch.ones_like(noised[:, :1]))
+        weights = (1 - alpha_bars(self.scheduler, batch["timesteps"]))[:, None, None, None] * batch.get(
+            "weights", torch.ones_like(noised[:, :1])
+        )
         predicted = predicted_latents(self.scheduler, noised, prediction, batch["timesteps"])
         with torch.no_grad():
             true_fronts = self._seen(batch["latents"], batch)
@@ -381,8 +382,8 @@ class ControlStage(StageModule):
     def _item_weights(self, batch: Batch) -> torch.Tensor | None:
         if not self.objective.min_snr_gamma:
             return None
-        alpha_bars = self.scheduler.alphas_cumprod.to(batch["timesteps"].device)[batch["timesteps"]]
-        return min_snr_weights(alpha_bars, self.objective.min_snr_gamma, self.scheduler.config.prediction_type)
+        kept = alpha_bars(self.scheduler, batch["timesteps"])
+        return min_snr_weights(kept, self.objective.min_snr_gamma, self.scheduler.config.prediction_type)
 
 
 def _unet_parts(unet: UNet2DConditionModel, name: str) -> list[nn.Module]:
@@ -419,12 +420,17 @@ def denoising_target(scheduler: DDIMScheduler, batch: Batch) -> torch.Tensor:
     return batch["noise"]
 
 
+def alpha_bars(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
+    """alpha_t squared of `B` timesteps."""
+    return scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+
+
 def predicted_latents(
     scheduler: DDIMScheduler, noised: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
     """The latents that a prediction of the U-Net stands for, `B x C x h x h` float32."""
-    alpha_bars = scheduler.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
-    signal, noise = alpha_bars.sqrt(), (1 - alpha_bars).sqrt()
+    kept = alpha_bars(scheduler, timesteps)[:, None, None, None]
+    signal, noise = kept.sqrt(), (1 - kept).sqrt()
     if scheduler.config.prediction_type == "v_prediction":
         return signal * noised - noise * prediction.float()
     return (noised - noise * prediction.float()) / signal
