@@ -38,6 +38,7 @@ _NOT_NEGATIVE = {
     "min_snr_gamma": "0 to switch it off, or more",
     "noise_offset": "0 to switch it off, or more",
     "adversarial_weight": "0 to switch it off, or more",
+    "adversarial_head_start_steps": "a number that is not negative",
     "adversarial_warmup_steps": "a number that is not negative",
 }
 """Fields, and what to give for each."""
@@ -66,12 +67,15 @@ class Objective:
             anew (`independent`), each view's latents noised for the comparison (`own`), or noise alone (`pure`).
         front_gradient: whether the front branch learns too, or is only looked at.
         timesteps: one t for each `item`, or one for the whole `batch`.
+        timestep_shift: how strongly high timesteps are preferred, as `timesteps_shifted` has it. 1: all come alike.
         same_group_negatives: whether items of one group are negatives of each other.
         min_snr_gamma: weighs timesteps by min(SNR, gamma). 0: all alike.
         noise_offset: share of noise that is constant over a latent channel.
         adversarial_weight: mu at its height, by which it counts that a discriminator tells predicted fronts from true
-            ones; 0 leaves it out.
-        adversarial_warmup_steps: steps over which mu rises from 0 in a line, while the discriminator learns.
+            ones; less in a step in which it would pull harder than the mean squared error. 0 leaves it out.
+        adversarial_head_start_steps: steps in which the discriminator learns and mu is 0: one that is fooled before
+            it knows anything never comes to know it.
+        adversarial_warmup_steps: steps behind them over which mu rises from 0 in a line.
 
     Raises:
         ValueError: if a field has none of its values, or does not fit another one.
@@ -92,10 +96,12 @@ class Objective:
     front_latents: str = "shared"
     front_gradient: bool = True
     timesteps: str = "item"
+    timestep_shift: float = 1.0
     same_group_negatives: bool = False
     min_snr_gamma: float = 0.0
     noise_offset: float = 0.0
     adversarial_weight: float = 0.0
+    adversarial_head_start_steps: int = 0
     adversarial_warmup_steps: int = 0
 
     def __post_init__(self):
@@ -115,8 +121,9 @@ class Objective:
         for name, remedy in _NOT_NEGATIVE.items():
             if not getattr(self, name) >= 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}: give {remedy}.")
-        if not self.temperature > 0:
-            raise ValueError(f"objective.temperature is {self.temperature}: give a positive number.")
+        for name in ("temperature", "timestep_shift"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}: give a positive number.")
         if self.learned_temperature and self.temperature < SMALLEST_TEMPERATURE:
             raise ValueError(
                 f"objective.temperature is {self.temperature}: one that is learned begins at {SMALLEST_TEMPERATURE} or"
@@ -138,11 +145,14 @@ class Objective:
             return weight * max(0.0, 1 - (step - self.contrastive_warmup_steps) / self.contrastive_anneal_steps)
         return weight
 
-    # mu(n) = mu min(1, n / W)
+    # mu(n) = mu min(1, max(0, n - H) / W)
     def adversarial_weight_at(self, step: int) -> float:
-        """mu at `step` (from 0); W steps of warm-up."""
-        if step < self.adversarial_warmup_steps:
-            return self.adversarial_weight * step / self.adversarial_warmup_steps
+        """mu at `step` (from 0); H steps of head start, W of warm-up."""
+        risen = step - self.adversarial_head_start_steps
+        if risen < 0:
+            return 0.0
+        if risen < self.adversarial_warmup_steps:
+            return self.adversarial_weight * risen / self.adversarial_warmup_steps
         return self.adversarial_weight
 
 
@@ -173,6 +183,18 @@ residuals flattened. `dispersive`: negatives only, a control arm (Wang and He 20
 `backshan`: reasoned, not yet chosen by an ablation: features of the middle block, where alignment helps most in
 U-Nets (U-REPA), before the zero convolutions, so that cosines exist from the first step, pooled, so that left and
 right need not agree; a front that cannot be told from z_t alone; a temperature that lets 16 pairs be told apart."""
+
+
+# p' = s p / (1 + (s - 1) p)
+def timesteps_shifted(positions: torch.Tensor, shift: float) -> torch.Tensor:
+    """Places in a schedule, shares from 0 to 1 of its length, moved towards its noisy end (Esser et al. 2024, "Scaling
+    rectified flow transformers for high-resolution image synthesis").
+
+    Args:
+        positions: of any shape.
+        shift: s, the ratio of the odds p / (1 - p) after and before. 1: they stay.
+    """
+    return shift * positions / (1 + (shift - 1) * positions)
 
 
 # L_MSE = sum_ik w_i m_ik (y_ik - y_hat_ik)^2 / sum_ik m_ik over items i and latent cells k,

@@ -20,13 +20,23 @@ from backshan_diffusers.training.probes import probe_stage
 from backshan_diffusers.training.run import TrainingRun
 from backshan_diffusers.training.savings import compile_blocks
 from backshan_diffusers.training.stages import predicted_latents
+from backshan_diffusers.training.trainer import parameter_groups
 
 JUDGED = Objective(adversarial_weight=0.5)
 
 
 def judged_batch() -> dict:
-    disturbance = 0.05 * torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(7))
-    return control_batch() | {"adversarial_weight": torch.tensor(0.5), "disturbance": disturbance}
+    generator = torch.Generator().manual_seed(7)
+    fronts, disturbance = torch.randn(2, 4, 3, 64, 64, generator=generator).tanh()
+    return control_batch() | {
+        "adversarial_weight": torch.tensor(0.5),
+        "fronts": fronts,
+        "disturbance": 0.05 * disturbance,
+    }
+
+
+def what_the_adversary_adds(terms: dict) -> torch.Tensor:
+    return terms["adversarial_weight"] * terms["adversarial"] + terms["discriminator"] + terms["smoothness"]
 
 
 def gradients(module: torch.nn.Module) -> list[torch.Tensor | None]:
@@ -78,18 +88,16 @@ def test_a_right_prediction_stands_for_the_true_latents(kind):
 def test_the_loss_is_the_sum_of_its_terms():
     stage, batch = control_stage(JUDGED), judged_batch()
     terms = stage(batch)
-    expected = terms["mse"] + 0.5 * terms["adversarial"] + terms["discriminator"] + terms["smoothness"]
-    torch.testing.assert_close(terms["loss"], expected)
+    torch.testing.assert_close(terms["loss"], terms["mse"] + what_the_adversary_adds(terms))
     plain = control_stage(Objective())(batch)
     torch.testing.assert_close(plain["loss"], terms["mse"])
-    assert set(terms) - set(plain) == {"adversarial", "discriminator", "smoothness"}
+    assert set(terms) - set(plain) == {"adversarial", "adversarial_weight", "discriminator", "smoothness"}
 
 
 def test_the_comparison_and_the_discriminator_go_together():
     objective = Objective(contrastive_weight=0.5, features="mid", adversarial_weight=0.5)
     terms = control_stage(objective)(judged_batch())
-    expected = terms["mse"] + 0.5 * terms["contrastive"] + 0.5 * terms["adversarial"]
-    expected = expected + terms["discriminator"] + terms["smoothness"]
+    expected = terms["mse"] + 0.5 * terms["contrastive"] + what_the_adversary_adds(terms)
     torch.testing.assert_close(terms["loss"], expected)
 
 
@@ -119,7 +127,7 @@ def test_each_term_pulls_in_its_direction():
     discriminator = stage.trained["discriminator"]
 
     def gap(made: torch.Tensor) -> float:
-        fronts = [stage._seen(latents, batch) for latents in (batch["latents"], made)]
+        fronts = (batch["fronts"], stage._decoded(made))
         scores = [discriminator(each, batch["back_control"]) for each in fronts]
         return sum((true - predicted).mean() for true, predicted in zip(*scores)).item()
 
@@ -141,10 +149,8 @@ def test_what_counts_more_and_what_had_more_noise_is_judged_more():
     stage, batch = control_stage(JUDGED), judged_batch()
     latents, prediction = _prediction(stage, batch)
     batch["weights"] = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
-    fronts = [
-        stage._seen(each, batch)
-        for each in (batch["latents"], predicted_latents(stage.scheduler, latents, prediction, batch["timesteps"]))
-    ]
+    predicted = predicted_latents(stage.scheduler, latents, prediction, batch["timesteps"])
+    fronts = (batch["fronts"], stage._decoded(predicted))
     true, made = (stage.trained["discriminator"](each, batch["back_control"]) for each in fronts)
     noise = 1 - stage.scheduler.alphas_cumprod[batch["timesteps"]]
     weights = noise[:, None, None, None] * batch["weights"]
@@ -153,24 +159,73 @@ def test_what_counts_more_and_what_had_more_noise_is_judged_more():
     torch.testing.assert_close(terms["discriminator"], relativistic_loss(made, true, weights))
 
 
-def test_a_masked_face_is_not_looked_at():
+def test_it_pulls_at_most_as_hard_as_the_squared_error_where_the_prediction_comes_out():
     stage, batch = control_stage(JUDGED), judged_batch()
-    shown = stage._seen(batch["latents"], batch)
+    unet, discriminator = stage.trained["unet"], stage.trained["discriminator"]
+    with torch.no_grad():
+        for head in discriminator.heads:
+            head.weight *= 100  # so that it would pull harder
+    terms = stage(batch)
+    latents, prediction = _prediction(stage, batch)
+    adversarial = stage._judged(batch, latents, prediction)["adversarial"]
+    (alone,) = torch.autograd.grad(adversarial, unet.conv_out.weight)
+    below = stage.trained["controlnet"].conv_in.weight
+    (of_mse,) = torch.autograd.grad(terms["mse"], unet.conv_out.weight, retain_graph=True)
+    scaled, further = torch.autograd.grad(terms["loss"] - terms["mse"], (unet.conv_out.weight, below))
+    assert terms["adversarial_weight"] < 0.4
+    torch.testing.assert_close(terms["adversarial_weight"], of_mse.norm() / alone.norm(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(scaled, of_mse.norm() / alone.norm() * alone, rtol=1e-3, atol=1e-8)
+    assert further.any()
+    assert stage(batch | {"adversarial_weight": torch.tensor(0.01)})["adversarial_weight"] == 0.01
+
+
+def test_a_verdict_without_a_slope_has_its_weight_and_makes_nothing_nan():
+    stage, batch = control_stage(JUDGED), judged_batch()
+    with torch.no_grad():
+        for head in stage.trained["discriminator"].heads:
+            head.weight.zero_()
+    terms = stage(batch)
+    assert terms["adversarial_weight"] == 0.5 and terms["adversarial"].item() == pytest.approx(np.log(2))
+    terms["loss"].backward()
+    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients(stage))
+
+
+def test_the_discriminator_may_have_a_rate_of_its_own(tmp_path):
+    stage = control_stage(JUDGED)
+    settings = tiny_config(tmp_path, learning_rate=1e-3, unet_learning_rate=1e-5, discriminator_learning_rate=4e-4)
+    groups = parameter_groups(stage, settings)
+    assert list(groups) == ["learning_rate", "unet_learning_rate", "discriminator_learning_rate"]
+    assert groups["discriminator_learning_rate"]["lr"] == 4e-4
+    models = [stage.trained[name] for name in ("controlnet", "unet", "discriminator")]
+    for group, model in zip(groups.values(), models, strict=True):
+        assert set(group["params"]) == set(model.parameters())
+    alone = parameter_groups(stage, tiny_config(tmp_path, discriminator_learning_rate=4e-4))
+    assert list(alone) == ["learning_rate", "discriminator_learning_rate"]
+
+
+def test_a_masked_face_is_not_looked_at():
+    """Whatever the true front has in its place, nobody learns anything of it."""
+    stage, batch = control_stage(JUDGED), judged_batch()
     batch["weights"] = torch.ones(4, 1, 8, 8)
     batch["weights"][:, :, 2:4, 5] = 0
-    hidden = stage._seen(batch["latents"], batch)
-    assert not hidden[:, :, 16:32, 40:48].any() and shown[:, :, 16:32, 40:48].any()
-    hidden[:, :, 16:32, 40:48] = shown[:, :, 16:32, 40:48]
-    assert torch.equal(hidden, shown)
+    other = batch | {"fronts": batch["fronts"].clone()}
+    other["fronts"][:, :, 16:32, 40:48] = 1
+    latents, prediction = _prediction(stage, batch)
+    before, after = (stage._judged(each, latents, prediction) for each in (batch, other))
+    assert before == after
+    slope = torch.autograd.grad(before["adversarial"], prediction)[0]
+    assert slope.any()
+    other["fronts"][:, :, 16:32, 48:56] = 1
+    assert stage._judged(other, latents, prediction) != before
 
 
-def test_fronts_are_seen_as_the_autoencoder_decodes_them():
+def test_predictions_are_seen_as_the_autoencoder_decodes_them():
     pipeline = tiny_pipeline()
     pipeline.vae.register_to_config(scaling_factor=0.5)
     stage, batch = control_stage(JUDGED, pipeline=pipeline), control_batch()
     with torch.no_grad():
         expected = pipeline.vae.decode(batch["latents"] / 0.5).sample
-        torch.testing.assert_close(stage._seen(batch["latents"], batch), expected)
+        torch.testing.assert_close(stage._decoded(batch["latents"]), expected)
 
 
 def test_scores_are_those_of_patches_and_depend_on_the_back():
@@ -188,6 +243,10 @@ def test_the_weight_warms_up():
     objective = Objective(adversarial_weight=0.5, adversarial_warmup_steps=4)
     assert [objective.adversarial_weight_at(step) for step in (0, 1, 4, 9)] == [0, 0.125, 0.5, 0.5]
     assert Objective(adversarial_weight=0.5).adversarial_weight_at(0) == 0.5
+    late = replace(objective, adversarial_head_start_steps=3)
+    assert [late.adversarial_weight_at(step) for step in (0, 3, 4, 7, 9)] == [0, 0, 0.125, 0.5, 0.5]
+    sudden = Objective(adversarial_weight=0.5, adversarial_head_start_steps=3)
+    assert [sudden.adversarial_weight_at(step) for step in (2, 3)] == [0, 0.5]
 
 
 def test_the_probe_counts_no_third_term():
@@ -205,6 +264,7 @@ def test_a_run_resumes_its_discriminator_and_leaves_it_out_of_its_pipeline(tmp_p
         base_model=str(tmp_path / "base"),
         model=ModelSize(),
         objective={"preset": "mse", "adversarial_weight": 0.5, "adversarial_warmup_steps": 2},
+        discriminator_learning_rate=1e-3,
         stages={"joint": {}},
     )
     finished = TrainingRun(config).run()
@@ -216,7 +276,8 @@ def test_a_run_resumes_its_discriminator_and_leaves_it_out_of_its_pipeline(tmp_p
     TrainingRun(config).run()
     assert_equal_files(folder, whole)
     assert log(folder) == log(whole)
-    assert {"adversarial", "discriminator", "grad_norm_discriminator"} <= set(log(folder)[0])
+    logged = {"adversarial", "adversarial_weight", "discriminator", "grad_norm_discriminator"}
+    assert logged | {"discriminator_learning_rate"} <= set(log(folder)[0])
 
 
 def test_the_weight_follows_the_steps_and_fronts_are_disturbed_a_little(tmp_path):
@@ -229,6 +290,8 @@ def test_the_weight_follows_the_steps_and_fronts_are_disturbed_a_little(tmp_path
     disturbances = torch.stack([batch["disturbance"] for batch in batches])
     assert disturbances.shape == (6, 2, 3, 64, 64) and disturbances.std().item() == pytest.approx(0.05, rel=0.05)
     assert not torch.equal(disturbances[0], disturbances[1])
+    fronts = pair_arrays().fronts[batches[0]["items"]]
+    torch.testing.assert_close(batches[0]["fronts"], torch.from_numpy(fronts).permute(0, 3, 1, 2) / 127.5 - 1)
     assert not any(weight.requires_grad for weight in stage.component("vae").parameters())
 
 

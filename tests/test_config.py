@@ -209,6 +209,7 @@ def test_what_is_shown_can_be_read_again(tmp_path):
         ("objective: {temperature: .inf}", "objective.temperature is inf: give a finite number"),
         ("unlock_unet: encoder", "unlock_unet 'encoder' does not exist: choose from decoder, attention, all"),
         ("unet_learning_rate: 0", "unet_learning_rate is 0.0: give a positive"),
+        ("discriminator_learning_rate: 0", "discriminator_learning_rate is 0.0: give a positive"),
         ("unet_learning_rate: fast", "unet_learning_rate is 'fast': give a number or null"),
         ("conditioning: depth", "conditioning 'depth' does not exist"),
         ("conditioning: [rgb]", "conditioning is .'rgb'.: give a text or null"),
@@ -224,6 +225,8 @@ def test_what_is_shown_can_be_read_again(tmp_path):
         ("learning_rate: .nan", "learning_rate is nan: give a positive number"),
         ("learning_rate: .inf", "learning_rate is inf: give a positive number"),
         ("learning_rate: 0", "learning_rate is 0.0: give a positive"),
+        ("adam_beta1: 1", "adam_beta1 is 1.0: give a share from 0 to below 1"),
+        ("adam_beta1: .nan", "adam_beta1 is nan: give a share from 0 to below 1"),
         ("log_every: 0", "log_every is 0"),
         ("validate_every: 0", "validate_every is 0"),
         ("{log_every: 3, checkpoint_every: 10}", "give a multiple of it"),
@@ -394,8 +397,15 @@ def test_every_shipped_config_resolves(name):
     for stage in RUNS[name]:
         objective = config.stage(stage).resolve_objective()
         assert config.stage(stage).max_steps >= 1
-        assert replace(objective, adversarial_weight=0.0, adversarial_warmup_steps=0) in PRESETS.values()
-        assert (objective.adversarial_weight > 0) == (name == "mini-sharpen")
+        assert (objective in PRESETS.values()) == (name != "mini-sharpen")
+
+
+def test_the_shipped_config_with_an_adversary_changes_nothing_else():
+    objective = load_config(CONFIGS / "mini-sharpen.yaml", output_dir="out").stage("joint").resolve_objective()
+    assert objective.adversarial_head_start_steps > 0 and objective.adversarial_weight > 0
+    names = {"timestep_shift", "adversarial_weight", "adversarial_head_start_steps", "adversarial_warmup_steps"}
+    defaults = {name: getattr(PRESETS["mse"], name) for name in names}
+    assert replace(objective, **defaults) == PRESETS["mse"]
 
 
 def test_the_method_on_stable_diffusion_is_two_stages():

@@ -18,6 +18,7 @@ from backshan_diffusers.evaluation import (
     MirroredBack,
     NearestTrainingFront,
     colour_difference,
+    edge_error,
     l1,
     mean_intervals,
     measure,
@@ -129,7 +130,35 @@ def test_colour_difference_is_ciede2000_weighted_by_the_mask():
     assert colour_difference(colours, colours, mask) == 0
 
 
-@pytest.mark.parametrize("metric", [l1, ssim, colour_difference])
+def test_edge_error_is_that_of_sobel_magnitudes():
+    generated, front, mask = noise(6), noise(7), noise(8, (24, 20))
+    generated = (generated * 0.6).astype(np.uint8)
+
+    def strength(picture):
+        grey = picture.astype(float) @ [0.2125, 0.7154, 0.0721]
+        return (np.hypot(ndimage.sobel(grey, 0), ndimage.sobel(grey, 1)) * mask).sum()
+
+    assert edge_error(generated, front, mask) == pytest.approx(1 - strength(generated) / strength(front), rel=1e-6)
+    assert edge_error(front, generated, mask) == pytest.approx(strength(front) / strength(generated) - 1, rel=1e-6)
+    assert edge_error(front, front, mask) == 0
+
+
+def test_edge_error_sees_blur_where_l1_prefers_it(rows):
+    """A front with its edges in wrong places loses against a blurred one by L1, and wins by its edges."""
+    front, mask = np.asarray(rows[0]["front"]), np.asarray(rows[0]["front_person"])
+    blurred = ndimage.gaussian_filter(front, (3, 3, 0))
+    moved = np.roll(front, 2, axis=1)
+    assert l1(blurred, front, mask) < l1(moved, front, mask)
+    assert edge_error(blurred, front, mask) > 0.3 > edge_error(moved, front, mask)
+
+
+def test_edges_of_one_colour_are_refused():
+    flat, mask = np.full((24, 20, 3), 7, np.uint8), np.full((24, 20), 255, np.uint8)
+    with pytest.raises(ValueError, match="the true front has no edges over the mask: leave this item out"):
+        edge_error(noise(0), flat, mask)
+
+
+@pytest.mark.parametrize("metric", [l1, ssim, colour_difference, edge_error])
 def test_what_cannot_be_measured_is_refused_with_one_sentence(metric):
     picture, mask = noise(0), np.full((24, 20), 255, np.uint8)
     with pytest.raises(
@@ -150,17 +179,21 @@ def test_each_metric_reads_its_own_mask_and_says_what_is_better(rows):
     row, generated = rows[0], np.asarray(rows[0]["back"])[:, ::-1]
     front = np.asarray(row["front"])
     functions = {"person_l1": l1, "head_l1": l1, "person_ssim": ssim, "garment_colour_difference": colour_difference}
+    functions |= {"person_edge_error": edge_error}
     masks = {
         "person_l1": "front_person",
         "head_l1": "front_head",
         "person_ssim": "front_person",
         "garment_colour_difference": "front_garments",
+        "person_edge_error": "front_person",
     }
     assert METRICS.keys() == functions.keys()
     nearer = ((generated.astype(float) + 3.0 * front) / 4).astype(np.uint8)
+    assert METRICS["person_edge_error"].sign == -1
     for key, metric in METRICS.items():
         assert metric.of(generated, row) == functions[key](generated, front, np.asarray(row[masks[key]]))
-        assert metric.sign * (metric.of(nearer, row) - metric.of(generated, row)) > 0
+        if metric.function is not edge_error:  # which does not ask where something is
+            assert metric.sign * (metric.of(nearer, row) - metric.of(generated, row)) > 0
 
 
 # sides
@@ -450,11 +483,11 @@ def test_equal_systems_win_half_of_the_items(rows):
 
 
 def test_each_metric_has_a_win_rate_of_its_own():
-    values = {"ours": (0.1, 0.5, 3.0, 0.2), "theirs": (0.2, 0.6, 3.0, 0.1)}
+    values = {"ours": (0.1, 0.5, 3.0, 0.2, 0.4), "theirs": (0.2, 0.6, 3.0, 0.1, 0.5)}
     systems = {name: dict(zip(METRICS, each, strict=True)) for name, each in values.items()}
     records = [{"group_id": group, "systems": systems} for group in "abc"]
     rates = [found["win_rate"]["mean"] for found in summarise(records, "ours")["differences"]["theirs"].values()]
-    assert rates == [1, 0, 0.5, 0]  # of person L1, person SSIM, garment colour and head L1
+    assert rates == [1, 0, 0.5, 0, 1]  # of person L1, person SSIM, garment colour, head L1 and edges
 
 
 def test_sides_are_counted_by_thing():

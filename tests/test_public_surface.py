@@ -111,6 +111,7 @@ def test_exports_of_evaluation():
         "MirroredBack": "",
         "NearestTrainingFront": "training_rows processes",
         "colour_difference": "generated front mask",
+        "edge_error": "generated front mask",
         "l1": "generated front mask",
         "mean_intervals": "values groups seed",
         "measure": "rows systems batch_size other_sides",
@@ -124,7 +125,8 @@ def test_exports_of_evaluation():
     for name, expected in arguments.items():
         if expected is not None:
             assert list(inspect.signature(getattr(evaluation, name)).parameters) == expected.split(), name
-    assert list(evaluation.METRICS) == ["person_l1", "person_ssim", "garment_colour_difference", "head_l1"]
+    pixels = ["person_l1", "person_ssim", "garment_colour_difference", "head_l1"]
+    assert list(evaluation.METRICS) == [*pixels, "person_edge_error"]
 
 
 def test_options_of_push_and_their_defaults():
@@ -164,6 +166,7 @@ def test_options_of_the_training_script():
         *("condition_dropout", "prompt_dropout", "crop_sizes", "kl_weight", "edge_weight", "colour_weight"),
         *("unlock_unet", "max_steps", "batch_size", "learning_rate", "unet_learning_rate", "warmup_steps"),
         *("weight_decay", "max_grad_norm", "ema_decay", "log_every", "checkpoint_every", "validate_every"),
+        *("adam_beta1", "discriminator_learning_rate"),
         *("flip", "colour_jitter", "affine", "affine_shared", "hard_negatives", "hard_group_size"),
         *("person_weight", "head_weight", "cached_contrast", "gradient_accumulation_steps"),
         *("checkpoints_total_limit", "probe_every"),
@@ -199,10 +202,12 @@ def test_presets_of_the_objective():
         "front_latents": "shared",
         "front_gradient": True,
         "timesteps": "item",
+        "timestep_shift": 1.0,
         "same_group_negatives": False,
         "min_snr_gamma": 0.0,
         "noise_offset": 0.0,
         "adversarial_weight": 0.0,
+        "adversarial_head_start_steps": 0,
         "adversarial_warmup_steps": 0,
     }
     middle = {"features": "mid", "pooled": True, "before_zero_convolutions": True}

@@ -361,7 +361,7 @@ def test_adapters_alone_learn_are_averaged_clipped_and_kept_in_checkpoints(tmp_p
 def test_adapters_may_have_a_rate_of_their_own(tmp_path):
     trainer = control_trainer(tmp_path, "all", 2)
     settings = tiny_config(tmp_path, unet_learning_rate=2e-6)
-    first, second = parameter_groups(trainer.states["model"], settings)
+    first, second = parameter_groups(trainer.states["model"], settings).values()
     assert set(first["params"]) == set(trainer.models["controlnet"].parameters()) and "lr" not in first
     assert set(second["params"]) == set(trainer.models["unet_lora"].parameters()) and second["lr"] == 2e-6
 

@@ -183,13 +183,20 @@ def test_shared_random_numbers_are_the_same_on_every_process():
 
 
 def test_timesteps_cover_the_schedule_evenly_in_no_order():
-    timesteps = timestep_batch(10, 1000, torch.Generator().manual_seed(1)).tolist()
+    timesteps = timestep_batch(10, 1000, 1.0, torch.Generator().manual_seed(1)).tolist()
     assert sorted(t // 100 for t in timesteps) == list(range(10))
     gaps = {round((after - before) % 1000 / 100) for before, after in pairwise(timesteps)}
     assert len(gaps) > 2  # a row that begins anywhere and wraps around has one
-    assert sorted(timestep_batch(100, 100, torch.Generator().manual_seed(1)).tolist()) == list(range(100))
-    several = [timestep_batch(1, 1000, torch.Generator().manual_seed(seed)).item() for seed in range(50)]
+    assert sorted(timestep_batch(100, 100, 1.0, torch.Generator().manual_seed(1)).tolist()) == list(range(100))
+    several = [timestep_batch(1, 1000, 1.0, torch.Generator().manual_seed(seed)).item() for seed in range(50)]
     assert min(several) < 200 and max(several) > 800
+
+
+def test_shifted_timesteps_are_those_of_the_formula():
+    plain, shifted = (timestep_batch(40, 1000, shift, torch.Generator().manual_seed(1)) for shift in (1.0, 3.0))
+    shares = (plain + 0.5) / 1000
+    torch.testing.assert_close(shifted.float(), 3000 * shares / (1 + 2 * shares), atol=2.5, rtol=0)
+    assert (shifted >= 750).sum() == 20 and shifted.max() < 1000  # odds of a third and above become those of one
 
 
 def test_fronts_get_noise_of_their_own_where_they_are_to_see_it():
@@ -509,13 +516,12 @@ def test_held_out_errors_are_those_of_the_saved_weights(finished):
 
 
 def test_a_step_is_adamw_on_clipped_gradients_at_the_scheduled_rate(tmp_path):
-    settings = tiny_config(
-        tmp_path, learning_rate=0.01, warmup_steps=4, max_steps=3, max_grad_norm=0.1, weight_decay=0.3, ema_decay=0.5
-    )
+    rates = {"learning_rate": 0.01, "warmup_steps": 4, "adam_beta1": 0.6, "weight_decay": 0.3, "ema_decay": 0.5}
+    settings = tiny_config(tmp_path, max_steps=3, max_grad_norm=0.1, **rates)
     stage, make_batch = tiny_prior()
     reference = copy.deepcopy(stage.trained["unet"])
     average = copy.deepcopy(reference)
-    optimizer = torch.optim.AdamW(reference.parameters(), 0.01, betas=(0.9, 0.99), weight_decay=0.3)
+    optimizer = torch.optim.AdamW(reference.parameters(), 0.01, betas=(0.6, 0.99), weight_decay=0.3)
     trainer = StageTrainer(Accelerator(), stage, make_batch, settings, "prior", tmp_path)
     trainer.train(lambda step: None)
     norms = []

@@ -65,14 +65,14 @@ def test_the_run_unlocks_what_its_config_says(tmp_path):
 def test_the_unet_may_have_a_rate_of_its_own_beside_a_controlnet(tmp_path):
     pipeline = tiny_pipeline()
     stage, own = control_stage(pipeline, "decoder"), tiny_config(tmp_path, unet_learning_rate=2e-6)
-    first, second = parameter_groups(stage, own)
+    first, second = parameter_groups(stage, own).values()
     assert set(first["params"]) == set(pipeline.controlnet.parameters()) and "lr" not in first
     assert second["lr"] == 2e-6
     assert set(second["params"]) == {p for name, p in pipeline.unet.named_parameters() if belongs(name, "decoder")}
-    (whole,) = parameter_groups(stage, tiny_config(tmp_path))
+    (whole,) = parameter_groups(stage, tiny_config(tmp_path)).values()
     assert set(whole["params"]) == set(first["params"]) | set(second["params"])
     alone = PriorStage(tiny_pipeline().unet, pipeline.scheduler)
-    assert [set(group) for group in parameter_groups(alone, own)] == [{"params"}]
+    assert [set(group) for group in parameter_groups(alone, own).values()] == [{"params"}]
 
 
 def test_each_model_takes_steps_of_its_own_rate(tmp_path):

@@ -2,7 +2,7 @@
 
 from .baselines import GeneratedFront, MirroredBack, NearestTrainingFront
 from .compare import measure, summarise, summarise_sides
-from .metrics import METRICS, Metric, colour_difference, l1, side_correct, ssim
+from .metrics import METRICS, Metric, colour_difference, edge_error, l1, side_correct, ssim
 from .statistics import Interval, mean_intervals, share_interval
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "MirroredBack",
     "NearestTrainingFront",
     "colour_difference",
+    "edge_error",
     "l1",
     "mean_intervals",
     "measure",

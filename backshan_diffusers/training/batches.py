@@ -11,7 +11,7 @@ import torch
 
 from ..conditioning import control_image, control_tensor
 from ..models import BackshanControlNetModel
-from ..objective import Objective
+from ..objective import Objective, timesteps_shifted
 from .augmentation import Augmentation, move_mask, move_picture, recolour
 from .caching import PairArrays, to_pixels
 from .order import LikenessOrder, RandomOrder
@@ -224,11 +224,11 @@ def disturbance_batch(count: int, side: int, generator: torch.Generator) -> torc
     return DISTURBANCE * torch.randn(count, 3, side, side, generator=generator)
 
 
-def timestep_batch(size: int, total: int, generator: torch.Generator) -> torch.Tensor:
-    """Timesteps of `size` items, spread evenly over the `total` ones of the schedule: that lowers the variance of the
-    loss. With a generator that all processes share and a size of 1, one timestep for the whole batch."""
+def timestep_batch(size: int, total: int, shift: float, generator: torch.Generator) -> torch.Tensor:
+    """Timesteps of `size` items, spread evenly over the `total` ones of the schedule, which lowers the variance of the
+    loss, and then shifted. With a generator that all processes share and a size of 1, one for the whole batch."""
     position = (torch.rand(1, generator=generator) + torch.randperm(size, generator=generator) / size) % 1
-    return (position * total).long()
+    return (timesteps_shifted(position, shift) * total).long()
 
 
 def picture_control_batch(

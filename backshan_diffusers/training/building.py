@@ -29,7 +29,7 @@ from .batches import (
     picture_control_batch,
     timestep_batch,
 )
-from .caching import PairArrays, cache_edges, cache_latents, cache_prompts, encode, read_attributes
+from .caching import PairArrays, cache_edges, cache_latents, cache_prompts, encode, read_attributes, to_pixels
 from .config import TrainingConfig, check
 from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
 from .scratch import seeded
@@ -150,7 +150,8 @@ class StageBuilder:
     ) -> Callable[[int, StepSampler], tuple[Batch, StepPairs]]:
         """Batches of front latents with prompts, noise and timesteps, and the pairs they come from."""
         latents, prompts = self._latents(config, pipeline, pairs), self._prompts(pipeline)
-        augmentation, total = config.augmentation(), pipeline.scheduler.config.num_train_timesteps
+        augmentation = config.augmentation()
+        span = pipeline.scheduler.config.num_train_timesteps, objective.timestep_shift
 
         def make_batch(number: int, sampler: StepSampler) -> tuple[Batch, StepPairs]:
             indices = sampler.indices(number, config.batch_size, order)
@@ -159,10 +160,10 @@ class StageBuilder:
             batch = latent_batch(latents(step_pairs), prompts, drops, config.prompt_dropout)
             batch |= noise_batch(objective, batch["latents"], sampler.generator(number, "noise"))
             if objective.timesteps == "item":
-                timesteps = timestep_batch(len(indices), total, sampler.generator(number, "timestep"))
+                timesteps = timestep_batch(len(indices), *span, sampler.generator(number, "timestep"))
             else:
                 step = number // config.gradient_accumulation_steps
-                timesteps = timestep_batch(1, total, sampler.shared_generator(step, "timestep")).repeat(len(indices))
+                timesteps = timestep_batch(1, *span, sampler.shared_generator(step, "timestep")).repeat(len(indices))
             weights = _cell_weights(step_pairs, config.focus(), pipeline.vae_scale_factor, pairs.faces is not None)
             if weights is not None:
                 batch["weights"] = weights
@@ -203,6 +204,7 @@ class StageBuilder:
             if objective.adversarial_weight:
                 weight = objective.adversarial_weight_at(number // config.gradient_accumulation_steps)
                 batch["adversarial_weight"] = torch.tensor(weight)
+                batch["fronts"] = to_pixels(step_pairs.fronts())
                 batch["disturbance"] = disturbance_batch(
                     len(controls), controls.shape[-1], sampler.generator(number, "disturbance")
                 )

@@ -261,7 +261,13 @@ class TrainingConfig:
     unet_learning_rate: float | None = field(
         default=None, metadata=_of_stage("The same for the U-Net in the stage joint. None: as learning_rate.")
     )
+    discriminator_learning_rate: float | None = field(
+        default=None, metadata=_of_stage("The same for an adversary's discriminator. None: as learning_rate.")
+    )
     warmup_steps: int = field(default=50, metadata=_of_stage("Steps of linear warm-up."))
+    adam_beta1: float = field(
+        default=0.9, metadata=_of_stage("Decay of AdamW's first moment; with an adversary 0.5 is usual.")
+    )
     weight_decay: float = field(default=0.01, metadata=_of_stage("Weight decay of AdamW."))
     max_grad_norm: float = field(default=1.0, metadata=_of_stage("Gradients of each model are clipped to this norm."))
     ema_decay: float = field(default=0.999, metadata=_of_stage("Highest decay of the averaged weights."))
@@ -332,6 +338,7 @@ class TrainingConfig:
         check(0 <= self.seed < 2**63, f"seed is {self.seed}: give a number from 0 to 2**63 - 1.")
         rank = self.unet_lora_rank
         check(rank is None or rank >= 1, f"unet_lora_rank is {rank}: give a number of at least 1, or null.")
+        check(0 <= self.adam_beta1 < 1, f"adam_beta1 is {self.adam_beta1}: give a share from 0 to below 1.")
         for name in _POSITIVE:
             value = getattr(self, name)
             check(value is None or 0 < value < math.inf, f"{name} is {value}: give a positive number.")
@@ -434,7 +441,7 @@ _AT_LEAST_ONE = (
     *("log_every", "probe_every", "checkpoint_every", "checkpoints_total_limit", "validate_every", *_FOCUS),
 )
 _NOT_NEGATIVE = ("kl_weight", "edge_weight", "colour_weight", "warmup_steps", "weight_decay")
-_POSITIVE = ("learning_rate", "unet_learning_rate", "max_grad_norm")
+_POSITIVE = ("learning_rate", "unet_learning_rate", "discriminator_learning_rate", "max_grad_norm")
 _SHARES = ("condition_dropout", "prompt_dropout", "ema_decay")
 _NAMES = ("base_model", "controlnet", "source_path", "cache_dir")
 

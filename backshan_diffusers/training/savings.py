@@ -104,7 +104,7 @@ def compile_blocks(module: StageModule, backend: str) -> None:
 
 def new_optimizer(groups: list[dict], config: TrainingConfig, accelerator: Accelerator) -> torch.optim.Optimizer:
     """AdamW as the config says."""
-    values = {"lr": config.learning_rate, "betas": (0.9, 0.99), "weight_decay": config.weight_decay}
+    values = {"lr": config.learning_rate, "betas": (config.adam_beta1, 0.99), "weight_decay": config.weight_decay}
     if config.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit  # here, because it is an extra
 

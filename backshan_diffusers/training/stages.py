@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, SchedulerMixin, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
+from torch.nn.grad import conv2d_weight
 
 from ..models import BackshanControlNetModel, BackshanControlNetOutput
 from ..models.controlnet_backshan import chosen_features
@@ -30,6 +31,9 @@ from .discriminator import FrontDiscriminator
 from .lora import add_lora
 from .scratch import OPPONENT_COLOURS
 
+FLOAT16_SCALE = 2.0**10
+"""By which slopes are larger on their way through layers in half precision, which would lose the small ones."""
+
 Batch = dict[str, torch.Tensor]
 """What a micro-batch of `B` pairs holds, by name; `S` is a picture's or crop's side in px, `h` that of its latents.
 
@@ -38,7 +42,7 @@ Batch = dict[str, torch.Tensor]
     all other stages    latents `B x C x h x h`, prompts `B x T x E`, timesteps `B` int64; weights `B x 1 x h x h`
                         where not all cells count alike
     controlnet, joint   back_control `B x K x S x S`, a control tensor, see `conditioning.py`
-    with an adversary   adversarial_weight, a scalar; disturbance `B x 3 x S x S`
+    with an adversary   adversarial_weight, a scalar; fronts `B x 3 x S x S` in [-1, 1]; disturbance, likewise
     with a comparison   shown `B` bool, groups `B` int64, contrastive_weight, a scalar; where fronts are compared
                         front_control, as back_control, blank_control `1 x K x S x S`, that of a white picture, and
                         for some choices of their latents front_noise and back_latents, as noise and latents
@@ -200,7 +204,8 @@ class ControlStage(StageModule):
         """
         noised = self._noised(batch["latents"], batch["noise"], batch)
         output, features = self._control(batch, noised)
-        prediction = self._predict(noised, batch, output)
+        with _inputs_of(self.component("unet").conv_out) as inputs:
+            prediction = self._predict(noised, batch, output).float()
         target, weights = denoising_target(self.scheduler, batch), batch.get("weights")
         mse = noise_mse(prediction, target, weights, self._item_weights(batch))
         loss, watched = mse, {}
@@ -209,7 +214,9 @@ class ControlStage(StageModule):
             loss = backshan_loss(mse, contrastive, batch["contrastive_weight"])
         if self.objective.adversarial_weight:
             judged = self._judged(batch, noised, prediction)
-            loss = loss + batch["adversarial_weight"] * judged["adversarial"]
+            judged["adversarial"], balance = self._balanced(mse, judged["adversarial"], prediction, inputs[0])
+            judged["adversarial_weight"] = balance.minimum(batch["adversarial_weight"])
+            loss = loss + judged["adversarial_weight"] * judged["adversarial"]
             loss = loss + judged["discriminator"] + judged["smoothness"]
             watched = watched | {name: term.detach() for name, term in judged.items()}
         return {"loss": loss, "mse": mse, **watched}
@@ -229,35 +236,53 @@ class ControlStage(StageModule):
     def _judged(self, batch: Batch, noised: torch.Tensor, prediction: torch.Tensor) -> Terms:
         """What the discriminator thinks of the predicted fronts, and what it learns from them itself.
 
-        A front counts by the share of noise it was predicted from: with little of it, it is nearly the true one.
+        A front counts by the share of noise it was predicted from: with little of it, it is nearly the true one. The
+        true ones are as they were drawn or taken, so that edges which the autoencoder loses are asked for too.
         """
         weights = (1 - alpha_bars(self.scheduler, batch["timesteps"]))[:, None, None, None] * batch.get(
             "weights", torch.ones_like(noised[:, :1])
         )
         predicted = predicted_latents(self.scheduler, noised, prediction, batch["timesteps"])
-        with torch.no_grad():
-            true_fronts = self._seen(batch["latents"], batch)
-        predicted_fronts = self._seen(predicted, batch)
+        seen = (batch["fronts"], self._decoded(predicted))
+        true_fronts, predicted_fronts = (_without_masked(each, batch) for each in seen)
         discriminator, controls = self.trained["discriminator"], batch["back_control"]
-        true, made = (discriminator.as_it_is(each, controls) for each in (true_fronts, predicted_fronts))
+        fooled = discriminator.as_it_is(predicted_fronts, controls)
         fronts = torch.cat([true_fronts, predicted_fronts.detach()])
         controls, disturbance = controls.repeat(2, 1, 1, 1), batch["disturbance"].repeat(2, 1, 1, 1)
         scores, disturbed = (discriminator(each, controls) for each in (fronts, fronts + disturbance))
-        ours, theirs = ([*each] for each in zip(*(scale.chunk(2) for scale in scores), strict=True))
+        true, made = zip(*(scale.chunk(2) for scale in scores), strict=True)
         return {
-            "adversarial": relativistic_loss(true, made, weights),
-            "discriminator": relativistic_loss(theirs, ours, weights),
+            "adversarial": relativistic_loss([each.detach() for each in true], fooled, weights),
+            "discriminator": relativistic_loss(made, true, weights),
             "smoothness": smoothness_penalty(scores, disturbed),
         }
 
-    def _seen(self, latents: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The fronts that latents stand for as the discriminator sees them: decoded, with what counts nothing, a
-        masked face, in grey. True ones are decoded too, so that they are not told by what the autoencoder loses."""
+    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        """The pictures that latents stand for."""
         vae = self.frozen["vae"]
-        fronts = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
-        if "weights" in batch:
-            fronts = fronts * F.interpolate((batch["weights"] > 0).to(fronts.dtype), fronts.shape[-2:])
-        return fronts
+        return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
+
+    def _balanced(
+        self, mse: torch.Tensor, adversarial: torch.Tensor, prediction: torch.Tensor, inputs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`adversarial`, with its way back already gone as far as the prediction, and the weight with which it would
+        pull as hard as the mean squared error at the weights of the U-Net's last layer.
+
+        Args:
+            mse, adversarial: scalars.
+            prediction: what both come from, `B x C x h x h` float32.
+            inputs: those of the last layer, `B x W x h x h`.
+        """
+        layer, slopes = self.component("unet").conv_out, {}
+        slopes["mse"] = torch.autograd.grad(mse, prediction, retain_graph=True)[0]
+        slopes["adversarial"] = torch.autograd.grad(adversarial * FLOAT16_SCALE, prediction)[0] / FLOAT16_SCALE
+        pulls = {
+            name: conv2d_weight(inputs.detach().float(), layer.weight.shape, slope, padding=layer.padding).norm()
+            for name, slope in slopes.items()
+        }
+        linear = (slopes["adversarial"] * prediction).sum()
+        balance = pulls["mse"] / pulls["adversarial"].clamp(min=torch.finfo(torch.float32).tiny)
+        return adversarial.detach() + linear - linear.detach(), balance
 
     @torch.no_grad()
     def compare(self, batches: Iterable[Batch]) -> list[Comparison]:
@@ -384,6 +409,24 @@ class ControlStage(StageModule):
             return None
         kept = alpha_bars(self.scheduler, batch["timesteps"])
         return min_snr_weights(kept, self.objective.min_snr_gamma, self.scheduler.config.prediction_type)
+
+
+def _without_masked(fronts: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Fronts as a discriminator sees them: with what counts nothing, a masked face, in grey."""
+    if "weights" not in batch:
+        return fronts
+    return fronts * F.interpolate((batch["weights"] > 0).to(fronts.dtype), fronts.shape[-2:])
+
+
+@contextmanager
+def _inputs_of(layer: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What goes into a layer meanwhile."""
+    inputs = []
+    handle = layer.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    try:
+        yield inputs
+    finally:
+        handle.remove()
 
 
 def _unet_parts(unet: UNet2DConditionModel, name: str) -> list[nn.Module]:

@@ -28,8 +28,12 @@ from .zero import PartedOptimizer
 
 _logger = logging.getLogger(__name__)
 
-RATES = ("learning_rate", "unet_learning_rate")
-"""What the rates of the groups of parameters are called in the log."""
+OWN_RATES = {
+    "unet": "unet_learning_rate",
+    "unet_lora": "unet_learning_rate",
+    "discriminator": "discriminator_learning_rate",
+}
+"""Models that may have a rate of their own beside a ControlNet, and what it is called."""
 
 DECAY_SHARE = 0.3
 """The learning rate stays at its height until this share of the steps is left, then falls to 0 in a line.
@@ -49,18 +53,14 @@ def decay_begins(max_steps: int) -> float:
     return (1 - DECAY_SHARE) * max_steps
 
 
-def parameter_groups(module: StageModule, config: TrainingConfig) -> list[dict]:
-    """What learns, for the optimizer; a U-Net that learns beside a ControlNet may have a rate of its own."""
-    weights = learning(module)
-    models = dict(module.named_trained())
-    beside = [model for name, model in models.items() if name in ("unet", "unet_lora") and "controlnet" in models]
-    if config.unet_learning_rate is None or not beside:
-        return [{"params": weights}]
-    unet = set(beside[0].parameters())
-    return [
-        {"params": [weight for weight in weights if weight not in unet]},
-        {"params": [weight for weight in weights if weight in unet], "lr": config.unet_learning_rate},
-    ]
+def parameter_groups(module: StageModule, config: TrainingConfig) -> dict[str, dict]:
+    """What learns, for the optimizer, by the name of its rate; beside a ControlNet some models may have their own."""
+    models, own = dict(module.named_trained()), {}
+    for name, rate in OWN_RATES.items():
+        if {name, "controlnet"} <= models.keys() and getattr(config, rate) is not None:
+            own[rate] = {"params": learning(models[name]), "lr": getattr(config, rate)}
+    elsewhere = {weight for group in own.values() for weight in group["params"]}
+    return {"learning_rate": {"params": [each for each in learning(module) if each not in elsewhere]}, **own}
 
 
 class StageTrainer:
@@ -91,7 +91,8 @@ class StageTrainer:
         self.accelerator, self.make_batch, self.config, self.folder = accelerator, make_batch, config, folder
         self.sampler = StepSampler(config.seed, name, accelerator.process_index, accelerator.num_processes)
         self.models = dict(module.named_trained())
-        optimizer = new_optimizer(parameter_groups(module, config), config, accelerator)
+        groups = parameter_groups(module, config)
+        optimizer = new_optimizer([*groups.values()], config, accelerator)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, config.warmup_steps, config.max_steps)
         )
@@ -125,7 +126,7 @@ class StageTrainer:
             self.states["scaler"] = accelerator.scaler
         if accelerator.is_fsdp2:
             self.states = {name: Whole(state) for name, state in self.states.items()}
-        self.rates: list[float] = []  # of the last step
+        self.rates = dict.fromkeys(groups, 0.0)  # of the last step
         self.step = self.saved_step = self._resume()
 
     def _resume(self) -> int:
@@ -225,7 +226,7 @@ class StageTrainer:
         else:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        self.rates = self.schedule.get_last_lr()
+        self.rates = dict(zip(self.rates, self.schedule.get_last_lr(), strict=True))
         self.schedule.step()
         if self.accelerator.optimizer_step_was_skipped:
             self._check_scale(items)
@@ -327,7 +328,7 @@ class StageTrainer:
         values = {
             # JSON knows no others; a step that the loss scaler skips has them.
             **{name: round(value, 6) if math.isfinite(value) else None for name, value in terms.items()},
-            **dict(zip(RATES, self.rates, strict=False)),
+            **self.rates,
             "images_per_second": round(images_per_second, 2),
             "peak_memory_mib": round(peak_memory(self.accelerator.device)),
         }
