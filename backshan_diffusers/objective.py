@@ -72,7 +72,9 @@ class Objective:
         min_snr_gamma: weighs timesteps by min(SNR, gamma). 0: all alike.
         noise_offset: share of noise that is constant over a latent channel.
         adversarial_weight: mu at its height, by which it counts that a discriminator tells predicted fronts from true
-            ones; less in a step in which it would pull harder than the mean squared error. 0 leaves it out.
+            ones. 0 leaves it out.
+        adversarial_pull: how many times as hard as the mean squared error this may pull at the U-Net's last layer; in
+            a step in which it would pull harder, mu is less.
         adversarial_head_start_steps: steps in which the discriminator learns and mu is 0: one that is fooled before
             it knows anything never comes to know it.
         adversarial_warmup_steps: steps behind them over which mu rises from 0 in a line.
@@ -101,6 +103,7 @@ class Objective:
     min_snr_gamma: float = 0.0
     noise_offset: float = 0.0
     adversarial_weight: float = 0.0
+    adversarial_pull: float = 1.0
     adversarial_head_start_steps: int = 0
     adversarial_warmup_steps: int = 0
 
@@ -121,7 +124,7 @@ class Objective:
         for name, remedy in _NOT_NEGATIVE.items():
             if not getattr(self, name) >= 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}: give {remedy}.")
-        for name in ("temperature", "timestep_shift"):
+        for name in ("temperature", "timestep_shift", "adversarial_pull"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}: give a positive number.")
         if self.learned_temperature and self.temperature < SMALLEST_TEMPERATURE:

@@ -177,6 +177,8 @@ def test_it_pulls_at_most_as_hard_as_the_squared_error_where_the_prediction_come
     torch.testing.assert_close(scaled, of_mse.norm() / alone.norm() * alone, rtol=1e-3, atol=1e-8)
     assert further.any()
     assert stage(batch | {"adversarial_weight": torch.tensor(0.01)})["adversarial_weight"] == 0.01
+    stage.objective = replace(JUDGED, adversarial_pull=0.5)
+    assert stage(batch)["adversarial_weight"].item() == pytest.approx(terms["adversarial_weight"].item() / 2)
 
 
 def test_a_verdict_without_a_slope_has_its_weight_and_makes_nothing_nan():

@@ -403,7 +403,7 @@ def test_every_shipped_config_resolves(name):
 def test_the_shipped_config_with_an_adversary_changes_nothing_else():
     objective = load_config(CONFIGS / "mini-sharpen.yaml", output_dir="out").stage("joint").resolve_objective()
     assert objective.adversarial_head_start_steps > 0 and objective.adversarial_weight > 0
-    names = {"timestep_shift", "adversarial_weight", "adversarial_head_start_steps", "adversarial_warmup_steps"}
+    names = {"timestep_shift", *(name for name in asdict(objective) if name.startswith("adversarial_"))}
     defaults = {name: getattr(PRESETS["mse"], name) for name in names}
     assert replace(objective, **defaults) == PRESETS["mse"]
 

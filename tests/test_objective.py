@@ -231,6 +231,7 @@ def test_presets_are_those_of_the_documentation():
         ("min_snr_gamma", -1.0),
         ("noise_offset", float("nan")),
         ("adversarial_weight", -1.0),
+        ("adversarial_pull", 0.0),
         ("adversarial_head_start_steps", -1),
         ("adversarial_warmup_steps", -1),
         ("projection_width", 8),

@@ -207,6 +207,7 @@ def test_presets_of_the_objective():
         "min_snr_gamma": 0.0,
         "noise_offset": 0.0,
         "adversarial_weight": 0.0,
+        "adversarial_pull": 1.0,
         "adversarial_head_start_steps": 0,
         "adversarial_warmup_steps": 0,
     }

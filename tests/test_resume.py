@@ -512,6 +512,10 @@ def test_every_value_that_differs_is_named_and_the_run_goes_on_if_it_is_told_to(
         train(tmp_path, **changes, **few)
     train(tmp_path, **changes, **few, accept_changes=True)
     assert [line["step"] for line in log(tmp_path / "vae")] == [1, 2, 3]
+    warmup = record_of(tmp_path / "vae")["warmup_steps"]
+    rates = [5e-4 * learning_rate_factor(0, warmup, 2), 5e-4 * learning_rate_factor(1, warmup, 2)]
+    rates.append(1e-3 * learning_rate_factor(2, warmup, 3))
+    assert [line["learning_rate"] for line in log(tmp_path / "vae")] == pytest.approx(rates)
     assert "not 0.5: it goes on all the same, as accept_changes says." in caplog.text
     train(tmp_path, **changes, **few)  # these are its values now
     before = {"learning_rate": 5e-4, "max_steps": 2, "objective.temperature": 1.0}

@@ -215,7 +215,8 @@ class ControlStage(StageModule):
         if self.objective.adversarial_weight:
             judged = self._judged(batch, noised, prediction)
             judged["adversarial"], balance = self._balanced(mse, judged["adversarial"], prediction, inputs[0])
-            judged["adversarial_weight"] = balance.minimum(batch["adversarial_weight"])
+            highest = self.objective.adversarial_pull * balance
+            judged["adversarial_weight"] = highest.minimum(batch["adversarial_weight"])
             loss = loss + judged["adversarial_weight"] * judged["adversarial"]
             loss = loss + judged["discriminator"] + judged["smoothness"]
             watched = watched | {name: term.detach() for name, term in judged.items()}

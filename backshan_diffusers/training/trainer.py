@@ -28,6 +28,9 @@ from .zero import PartedOptimizer
 
 _logger = logging.getLogger(__name__)
 
+TOLD = ("initial_lr", "betas", "weight_decay")
+"""What the config says of a group of weights, by the names that torch's optimizers give it."""
+
 OWN_RATES = {
     "unet": "unet_learning_rate",
     "unet_lora": "unet_learning_rate",
@@ -145,6 +148,7 @@ class StageTrainer:
         return step
 
     def _load(self, checkpoint: Path) -> None:
+        told = [{name: group[name] for name in TOLD} for group in self.optimizer.param_groups]
         try:
             load_checkpoint(checkpoint, self.states)
         except (RuntimeError, ValueError, KeyError) as error:  # what torch and we raise for states of another shape
@@ -153,6 +157,13 @@ class StageTrainer:
                 f"{checkpoint} does not fit what is trained now ({what}): give another output_dir."
             ) from error
         self._lay_moments_out()
+        self._hold_to(told)
+
+    def _hold_to(self, told: list[dict]) -> None:
+        """Let the optimizer do what the config says now, whatever the checkpoint remembers: it may have changed."""
+        self.schedule.base_lrs = [values["initial_lr"] for values in told]
+        for group, values, factor in zip(self.optimizer.param_groups, told, self.schedule.lr_lambdas, strict=True):
+            group.update(values, lr=values["initial_lr"] * factor(self.schedule.last_epoch))
 
     def _lay_moments_out(self) -> None:
         """Let moments lie in memory as their weights do: a fused optimizer takes it for granted, and a checkpoint of
@@ -226,7 +237,7 @@ class StageTrainer:
         else:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        self.rates = dict(zip(self.rates, self.schedule.get_last_lr(), strict=True))
+        self.rates = {name: group["lr"] for name, group in zip(self.rates, self.optimizer.param_groups, strict=True)}
         self.schedule.step()
         if self.accelerator.optimizer_step_was_skipped:
             self._check_scale(items)
