@@ -117,7 +117,7 @@ def test_the_sheet_is_chosen_by_index(model, tmp_path, monkeypatch):
 
 
 def test_the_nearest_front_is_sought_among_all_pairs_of_the_recipe():
-    recipe = yaml.safe_load((BENCHMARKS.parent / "examples" / "configs" / "mini-settle.yaml").read_text())
+    recipe = yaml.safe_load((BENCHMARKS.parent / "examples" / "configs" / "mini-sharpen.yaml").read_text())
     _, options = script("mini_quality").parse([])
     assert options.train_count == recipe["train_pairs"]
 

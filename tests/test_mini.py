@@ -55,7 +55,7 @@ def mean(name: str, fronts: list[np.ndarray], rows: list[dict]) -> float:
 
 RECORDS = [("mini", ".", stage) for stage in STAGES]
 RECORDS += [(f"mini-{part}", part, stage) for part in ("finish", "focus") for stage in ("vae", "joint")]
-RECORDS += [(f"mini-{part}", part, "joint") for part in ("more", "reframe", "settle")]
+RECORDS += [(f"mini-{part}", part, "joint") for part in ("more", "reframe", "settle", "sharpen")]
 
 
 @pytest.mark.parametrize(("config", "folder", "stage"), RECORDS)
@@ -122,7 +122,7 @@ def test_the_record_says_how_pictures_are_read(mini):
 def test_the_record_says_how_pictures_are_drawn(mini):
     """As the last command of docs/training.md put it into the package."""
     config = mini.controlnet.config
-    assert (config.default_num_inference_steps, config.default_guidance_scale) == (4, 1.0)
+    assert (config.default_num_inference_steps, config.default_guidance_scale) == (2, 1.0)
     embedded, trained = (
         {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
         for scheduler in (mini.scheduler, with_fresh_noise(tiny_pipeline().scheduler))
