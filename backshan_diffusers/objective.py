@@ -73,11 +73,11 @@ class Objective:
         noise_offset: share of noise that is constant over a latent channel.
         adversarial_weight: mu at its height, by which it counts that a discriminator tells predicted fronts from true
             ones. 0 leaves it out.
-        adversarial_pull: how many times as hard as the mean squared error this may pull at the U-Net's last layer; in
-            a step in which it would pull harder, mu is less.
+        adversarial_pull: c, how many times as hard as the mean squared error this may pull, as
+            `bounded_adversarial_weight` has it.
         adversarial_head_start_steps: steps in which the discriminator learns and mu is 0: one that is fooled before
             it knows anything never comes to know it.
-        adversarial_warmup_steps: steps behind them over which mu rises from 0 in a line.
+        adversarial_warmup_steps: steps after these over which mu rises from 0 in a line.
 
     Raises:
         ValueError: if a field has none of its values, or does not fit another one.
@@ -148,7 +148,7 @@ class Objective:
             return weight * max(0.0, 1 - (step - self.contrastive_warmup_steps) / self.contrastive_anneal_steps)
         return weight
 
-    # mu(n) = mu min(1, max(0, n - H) / W)
+    # mu(n) = 0 for n < H, mu (n - H) / W for n < H + W, mu from then on
     def adversarial_weight_at(self, step: int) -> float:
         """mu at `step` (from 0); H steps of head start, W of warm-up."""
         risen = step - self.adversarial_head_start_steps
@@ -376,6 +376,23 @@ def relativistic_loss(
         errors = F.softplus(low.float() - high.float())
         losses.append(_mean_over(errors, F.adaptive_avg_pool2d(weights.float(), errors.shape[-2:])))
     return torch.stack(losses).mean()
+
+
+# mu' = min( mu, c |dL_MSE/dW| / |dL_A/dW| ) with the weights W of the U-Net's last layer
+def bounded_adversarial_weight(
+    weight: torch.Tensor, pull: float, mse_norm: torch.Tensor, adversarial_norm: torch.Tensor
+) -> torch.Tensor:
+    """mu of a micro-batch, on each process, so that L_A never pulls more than c times as hard as L_MSE.
+
+    The adaptive weight of Esser et al. 2021, "Taming transformers for high-resolution image synthesis", as a bound
+    alone: as a weight, it would grow while the discriminator is fooled, and keep it so.
+
+    Args:
+        weight: mu, a scalar.
+        pull: c.
+        mse_norm, adversarial_norm: scalars, the norms of the two gradients.
+    """
+    return (pull * mse_norm / adversarial_norm.clamp(min=torch.finfo(torch.float32).tiny)).minimum(weight)
 
 
 # L_S = (1/S) sum_s mean_p ( (d_sp(x + n) - d_sp(x))^2 / 10 + d_sp(x)^2 / 1000 ) with noise n

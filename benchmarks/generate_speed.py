@@ -21,7 +21,7 @@ def parse(arguments: Sequence[str]) -> tuple[Parser, argparse.Namespace]:
     """The parser, for later refusals, and the options."""
     parser = Parser(prog="generate_speed.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default=MINI, help="folder or Hub id of a pipeline (default: the embedded one)")
-    parser.add_argument("--steps", type=positive, nargs="+", default=[4, 10, 20], help="(default: %(default)s)")
+    parser.add_argument("--steps", type=positive, nargs="+", default=[2, 10, 20], help="(default: %(default)s)")
     parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 4], help="(default: %(default)s)")
     parser.add_argument("--repeats", type=positive, default=5, help="calls for each median (default: %(default)s)")
     parser.add_argument("--json", type=output_file, help="write the results here")

@@ -11,7 +11,12 @@ from test_stages import control_batch, control_stage, noised
 from tiny import pair_arrays, tiny_autoencoder, tiny_config, tiny_pipeline
 
 from backshan_diffusers import BackToFrontPipeline
-from backshan_diffusers.objective import Objective, relativistic_loss, smoothness_penalty
+from backshan_diffusers.objective import (
+    Objective,
+    bounded_adversarial_weight,
+    relativistic_loss,
+    smoothness_penalty,
+)
 from backshan_diffusers.training.batches import StepSampler
 from backshan_diffusers.training.checkpoints import checkpoint_path
 from backshan_diffusers.training.config import ModelSize
@@ -89,6 +94,10 @@ def test_the_loss_is_the_sum_of_its_terms():
     stage, batch = control_stage(JUDGED), judged_batch()
     terms = stage(batch)
     torch.testing.assert_close(terms["loss"], terms["mse"] + what_the_adversary_adds(terms))
+    judged = stage._judged(batch, *_prediction(stage, batch))
+    for name, term in judged.items():
+        torch.testing.assert_close(terms[name], term.detach())
+    assert not stage.trained["unet"].conv_out._forward_pre_hooks
     plain = control_stage(Objective())(batch)
     torch.testing.assert_close(plain["loss"], terms["mse"])
     assert set(terms) - set(plain) == {"adversarial", "adversarial_weight", "discriminator", "smoothness"}
@@ -149,8 +158,11 @@ def test_what_counts_more_and_what_had_more_noise_is_judged_more():
     stage, batch = control_stage(JUDGED), judged_batch()
     latents, prediction = _prediction(stage, batch)
     batch["weights"] = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
+    batch["weights"][:, :, 2:4, 5] = 0
     predicted = predicted_latents(stage.scheduler, latents, prediction, batch["timesteps"])
-    fronts = (batch["fronts"], stage._decoded(predicted))
+    fronts = [batch["fronts"].clone(), stage._decoded(predicted)]
+    for each in fronts:
+        each[:, :, 16:32, 40:48] = 0
     true, made = (stage.trained["discriminator"](each, batch["back_control"]) for each in fronts)
     noise = 1 - stage.scheduler.alphas_cumprod[batch["timesteps"]]
     weights = noise[:, None, None, None] * batch["weights"]
@@ -190,6 +202,39 @@ def test_a_verdict_without_a_slope_has_its_weight_and_makes_nothing_nan():
     assert terms["adversarial_weight"] == 0.5 and terms["adversarial"].item() == pytest.approx(np.log(2))
     terms["loss"].backward()
     assert all(gradient is None or gradient.isfinite().all() for gradient in gradients(stage))
+
+
+def test_a_batch_in_which_nothing_counts_teaches_nothing():
+    stage, batch = control_stage(JUDGED), judged_batch()
+    batch["weights"] = torch.zeros(4, 1, 8, 8)
+    terms = stage(batch)
+    assert terms["mse"] == terms["adversarial"] == terms["discriminator"] == 0 and terms["loss"].isfinite()
+
+
+def test_small_slopes_come_through_an_autoencoder_in_half_precision():
+    """As where a frozen one is held in float16: its smallest number is far above them."""
+    slopes = []
+    for dtype in (torch.float32, torch.float16):
+        stage, batch = control_stage(JUDGED), judged_batch()
+        with torch.no_grad():
+            for head in stage.trained["discriminator"].heads:
+                head.weight *= 1e-3
+        stage.frozen["vae"].to(dtype)
+        latents, prediction = _prediction(stage, batch)
+        prediction = prediction.detach().requires_grad_()
+        adversarial = stage._judged(batch, latents, prediction)["adversarial"]
+        inputs = torch.ones(4, stage.trained["unet"].conv_out.in_channels, 8, 8)
+        term = stage._bounded(prediction.square().mean(), adversarial, prediction, inputs, torch.tensor(1.0))
+        slopes.append(torch.autograd.grad(term["adversarial"], prediction)[0])
+    assert slopes[0].abs().median() < torch.finfo(torch.float16).smallest_normal
+    assert (slopes[1] - slopes[0]).norm() < 0.1 * slopes[0].norm()
+
+
+def test_the_bound_is_that_of_the_formula():
+    weight, mse, adversarial = torch.tensor(0.5), torch.tensor(0.3), torch.tensor(4.0)
+    assert bounded_adversarial_weight(weight, 2.0, mse, adversarial).item() == pytest.approx(2 * 0.3 / 4)
+    assert bounded_adversarial_weight(weight, 20.0, mse, adversarial).item() == 0.5
+    assert bounded_adversarial_weight(weight, 2.0, mse, torch.zeros(())).item() == 0.5
 
 
 def test_the_discriminator_may_have_a_rate_of_its_own(tmp_path):
@@ -292,8 +337,11 @@ def test_the_weight_follows_the_steps_and_fronts_are_disturbed_a_little(tmp_path
     disturbances = torch.stack([batch["disturbance"] for batch in batches])
     assert disturbances.shape == (6, 2, 3, 64, 64) and disturbances.std().item() == pytest.approx(0.05, rel=0.05)
     assert not torch.equal(disturbances[0], disturbances[1])
-    fronts = pair_arrays().fronts[batches[0]["items"]]
-    torch.testing.assert_close(batches[0]["fronts"], torch.from_numpy(fronts).permute(0, 3, 1, 2) / 127.5 - 1)
+    fronts = torch.from_numpy(pair_arrays().fronts[batches[0]["items"]]).permute(0, 3, 1, 2) / 127.5 - 1
+    torch.testing.assert_close(batches[0]["fronts"], fronts)
+    run = TrainingRun(tiny_config(tmp_path, objective=objective, gradient_accumulation_steps=2, flip=1.0))
+    _, make_flipped = run.build_stage("joint", tiny_pipeline(), pair_arrays())
+    torch.testing.assert_close(make_flipped(0, StepSampler(0, "joint"))["fronts"], fronts.flip(-1))
     assert not any(weight.requires_grad for weight in stage.component("vae").parameters())
 
 

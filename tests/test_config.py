@@ -210,6 +210,14 @@ def test_what_is_shown_can_be_read_again(tmp_path):
         ("unlock_unet: encoder", "unlock_unet 'encoder' does not exist: choose from decoder, attention, all"),
         ("unet_learning_rate: 0", "unet_learning_rate is 0.0: give a positive"),
         ("discriminator_learning_rate: 0", "discriminator_learning_rate is 0.0: give a positive"),
+        (
+            "stages: {vae: {discriminator_learning_rate: 1e-4}, prior: {}}",
+            "_rate under the stage vae: there is no adv",
+        ),
+        (
+            "{base_model: x, stages: {joint: {discriminator_learning_rate: 1e-4}}}",
+            "discriminator_learning_rate under the stage joint: there is no adversary",
+        ),
         ("unet_learning_rate: fast", "unet_learning_rate is 'fast': give a number or null"),
         ("conditioning: depth", "conditioning 'depth' does not exist"),
         ("conditioning: [rgb]", "conditioning is .'rgb'.: give a text or null"),

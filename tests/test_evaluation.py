@@ -141,6 +141,7 @@ def test_edge_error_is_that_of_sobel_magnitudes():
     assert edge_error(generated, front, mask) == pytest.approx(1 - strength(generated) / strength(front), rel=1e-6)
     assert edge_error(front, generated, mask) == pytest.approx(strength(front) / strength(generated) - 1, rel=1e-6)
     assert edge_error(front, front, mask) == 0
+    assert edge_error(front, front // 8, mask) > 5
 
 
 def test_edge_error_sees_blur_where_l1_prefers_it(rows):
@@ -152,8 +153,9 @@ def test_edge_error_sees_blur_where_l1_prefers_it(rows):
     assert edge_error(blurred, front, mask) > 0.3 > edge_error(moved, front, mask)
 
 
-def test_edges_of_one_colour_are_refused():
-    flat, mask = np.full((24, 20, 3), 7, np.uint8), np.full((24, 20), 255, np.uint8)
+@pytest.mark.parametrize("colour", [0, 7, 11, 13, 200, (200, 11, 97)])
+def test_edges_of_one_colour_are_refused(colour):
+    flat, mask = np.full((24, 20, 3), colour, np.uint8), np.full((24, 20), 255, np.uint8)
     with pytest.raises(ValueError, match="the true front has no edges over the mask: leave this item out"):
         edge_error(noise(0), flat, mask)
 

@@ -503,23 +503,32 @@ def test_every_value_that_differs_is_named_and_the_run_goes_on_if_it_is_told_to(
     few = {"stages": {"vae": {}}, "validate_every": 9}
     train(tmp_path, max_steps=2, **few)
     shutil.rmtree(tmp_path / "vae" / "pipeline")
-    changes = {"learning_rate": 1e-3, "objective": {"preset": "paper", "temperature": 0.5}, "max_steps": 3}
+    changes = {"learning_rate": 1e-3, "objective": {"preset": "paper", "temperature": 0.5}, "max_steps": 4}
     words = (
-        "was trained with learning_rate 0.0005, not 0.001, and max_steps 2, not 3, and objective.temperature 1.0, not"
+        "was trained with learning_rate 0.0005, not 0.001, and max_steps 2, not 4, and objective.temperature 1.0, not"
         " 0.5: give another output_dir"
     )
     with pytest.raises(ConfigError, match=words):
         train(tmp_path, **changes, **few)
     train(tmp_path, **changes, **few, accept_changes=True)
-    assert [line["step"] for line in log(tmp_path / "vae")] == [1, 2, 3]
+    assert [line["step"] for line in log(tmp_path / "vae")] == [1, 2, 3, 4]
     warmup = record_of(tmp_path / "vae")["warmup_steps"]
-    rates = [5e-4 * learning_rate_factor(0, warmup, 2), 5e-4 * learning_rate_factor(1, warmup, 2)]
-    rates.append(1e-3 * learning_rate_factor(2, warmup, 3))
+    rates = [5e-4 * learning_rate_factor(step, warmup, 2) for step in (0, 1)]
+    rates += [1e-3 * learning_rate_factor(step, warmup, 4) for step in (2, 3)]
     assert [line["learning_rate"] for line in log(tmp_path / "vae")] == pytest.approx(rates)
     assert "not 0.5: it goes on all the same, as accept_changes says." in caplog.text
     train(tmp_path, **changes, **few)  # these are its values now
     before = {"learning_rate": 5e-4, "max_steps": 2, "objective.temperature": 1.0}
     assert record_of(tmp_path / "vae")["accepted"] == [{"step": 2, "before": before}]
+
+
+def test_what_the_config_says_of_the_optimizer_holds_over_what_a_checkpoint_says(tmp_path):
+    train_prior(tmp_path, adam_beta1=0.9, weight_decay=0.01, ema_decay=0.999)
+    trainer = trainer_of(tmp_path, adam_beta1=0.5, weight_decay=0.2, ema_decay=0.9, learning_rate=3e-4, max_steps=9)
+    assert trainer.step == 4
+    (group,) = trainer.optimizer.param_groups
+    assert (tuple(group["betas"]), group["weight_decay"], group["lr"]) == ((0.5, 0.99), 0.2, 3e-4)
+    assert {average.decay for average in trainer.averages.values()} == {0.9}
 
 
 def record_of(stage: Path) -> dict:

@@ -196,7 +196,23 @@ def test_shifted_timesteps_are_those_of_the_formula():
     plain, shifted = (timestep_batch(40, 1000, shift, torch.Generator().manual_seed(1)) for shift in (1.0, 3.0))
     shares = (plain + 0.5) / 1000
     torch.testing.assert_close(shifted.float(), 3000 * shares / (1 + 2 * shares), atol=2.5, rtol=0)
-    assert (shifted >= 750).sum() == 20 and shifted.max() < 1000  # odds of a third and above become those of one
+    assert (shifted >= 750).sum() == 20 and shifted.max() < 1000  # odds of one become those of three
+
+
+def test_the_last_position_has_the_last_timestep(monkeypatch):
+    """Shifted, its share rounds to 1."""
+    monkeypatch.setattr(torch, "rand", lambda size, generator: torch.tensor([1 - 2**-24]))
+    assert timestep_batch(1, 1000, 6.0, torch.Generator()).tolist() == [999]
+
+
+@pytest.mark.parametrize("kind", ["item", "batch"])
+def test_a_stage_draws_the_timesteps_that_its_objective_asks_for(tmp_path, kind):
+    (tmp_path / "cache").mkdir()
+    objective = {"preset": "mse", "timesteps": kind, "timestep_shift": 1e6}
+    run = TrainingRun(tiny_config(tmp_path, objective=objective))
+    _, make_batch = run.build_stage("joint", tiny_pipeline(), pair_arrays())
+    drawn = torch.cat([make_batch(number, StepSampler(0, "joint"))["timesteps"] for number in range(8)])
+    assert drawn.min() >= 990
 
 
 def test_fronts_get_noise_of_their_own_where_they_are_to_see_it():

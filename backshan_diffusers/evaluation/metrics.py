@@ -12,6 +12,9 @@ from skimage.color import deltaE_ciede2000, rgb2gray, rgb2lab
 from skimage.filters import sobel
 from skimage.metrics import structural_similarity
 
+FLAT = 1e-6
+"""Strength of edges, in [0, 1], of which a picture of one colour has less: it has what rounding leaves."""
+
 SIDE_THRESHOLD = 0.1
 """Two fronts differ at a pixel if the mean absolute difference of its channels, in [0, 1], is more than this."""
 
@@ -70,15 +73,16 @@ def colour_difference(generated: np.ndarray, front: np.ndarray, mask: np.ndarray
 def edge_error(generated: np.ndarray, front: np.ndarray, mask: np.ndarray) -> float:
     """How far the strength of the edges over the mask is from the true front's, as a share of that; lower is better.
 
-    A blur lacks edges, wherever they belong, and has up to 1; so has noise, which has too many. The other metrics
-    reward a blur where it is unknown what is seen. The strength is the mean Sobel magnitude of the luminance.
+    A blur lacks edges and has up to 1; noise has too many, and may have more. Where an edge is, is not asked, so that
+    0 proves nothing alone: the other metrics ask that, and in turn reward a blur where it is unknown what comes. The
+    strength is the mean Sobel magnitude of the luminance in [0, 1].
 
     Raises:
         ValueError: if the shapes or types do not fit, the mask is empty, or the true front is of one colour.
     """
     weights = _weights(generated, front, mask)
-    made, true = ((sobel(rgb2gray(each)) * weights).sum() for each in (generated, front))
-    if not true:
+    made, true = ((sobel(rgb2gray(each)) * weights).sum() / weights.sum() for each in (generated, front))
+    if true < FLAT:
         raise ValueError("the true front has no edges over the mask: leave this item out.")
     return float(abs(made / true - 1))
 

@@ -226,9 +226,10 @@ def disturbance_batch(count: int, side: int, generator: torch.Generator) -> torc
 
 def timestep_batch(size: int, total: int, shift: float, generator: torch.Generator) -> torch.Tensor:
     """Timesteps of `size` items, spread evenly over the `total` ones of the schedule, which lowers the variance of the
-    loss, and then shifted. With a generator that all processes share and a size of 1, one for the whole batch."""
+    loss, and then moved by `shift`, see `timesteps_shifted`. With a generator that all processes share and a size of
+    1, one timestep for the whole batch."""
     position = (torch.rand(1, generator=generator) + torch.randperm(size, generator=generator) / size) % 1
-    return (timesteps_shifted(position, shift) * total).long()
+    return (timesteps_shifted(position, shift) * total).long().clamp(max=total - 1)  # a share may round to 1
 
 
 def picture_control_batch(

@@ -266,7 +266,7 @@ class TrainingConfig:
     )
     warmup_steps: int = field(default=50, metadata=_of_stage("Steps of linear warm-up."))
     adam_beta1: float = field(
-        default=0.9, metadata=_of_stage("Decay of AdamW's first moment; with an adversary 0.5 is usual.")
+        default=0.9, metadata=_of_stage("Decay of AdamW's first moment in all models; with an adversary 0.5 is usual.")
     )
     weight_decay: float = field(default=0.01, metadata=_of_stage("Weight decay of AdamW."))
     max_grad_norm: float = field(default=1.0, metadata=_of_stage("Gradients of each model are clipped to this norm."))
@@ -384,6 +384,12 @@ class TrainingConfig:
                     name == "joint" or entry not in values,
                     f"{entry} under the stage {name}: only joint unlocks a U-Net, so give it there.",
                 )
+            check(
+                values.get("discriminator_learning_rate") is None
+                or (name not in NEEDED and self.stage(name).resolve_objective().adversarial_weight),
+                f"discriminator_learning_rate under the stage {name}: there is no adversary, so leave it out, or give"
+                " objective.adversarial_weight.",
+            )
             check(
                 name != "vae" or values.get("compile", "none") == "none",
                 "compile under the stage vae: an autoencoder has no blocks that repeat, so leave it out there.",

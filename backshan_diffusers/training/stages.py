@@ -18,6 +18,7 @@ from ..models.controlnet_backshan import chosen_features
 from ..objective import (
     Objective,
     backshan_loss,
+    bounded_adversarial_weight,
     cosine_matrix,
     min_snr_weights,
     noise_mse,
@@ -32,7 +33,8 @@ from .lora import add_lora
 from .scratch import OPPONENT_COLOURS
 
 FLOAT16_SCALE = 2.0**10
-"""By which slopes are larger on their way through layers in half precision, which would lose the small ones."""
+"""How many times as large slopes are on their way through the discriminator and the autoencoder, which may be in half
+precision and lose small ones."""
 
 Batch = dict[str, torch.Tensor]
 """What a micro-batch of `B` pairs holds, by name; `S` is a picture's or crop's side in px, `h` that of its latents.
@@ -204,7 +206,7 @@ class ControlStage(StageModule):
         """
         noised = self._noised(batch["latents"], batch["noise"], batch)
         output, features = self._control(batch, noised)
-        with _inputs_of(self.component("unet").conv_out) as inputs:
+        with _inputs_of(self._last_layer()) if self.objective.adversarial_weight else nullcontext() as inputs:
             prediction = self._predict(noised, batch, output).float()
         target, weights = denoising_target(self.scheduler, batch), batch.get("weights")
         mse = noise_mse(prediction, target, weights, self._item_weights(batch))
@@ -214,9 +216,7 @@ class ControlStage(StageModule):
             loss = backshan_loss(mse, contrastive, batch["contrastive_weight"])
         if self.objective.adversarial_weight:
             judged = self._judged(batch, noised, prediction)
-            judged["adversarial"], balance = self._balanced(mse, judged["adversarial"], prediction, inputs[0])
-            highest = self.objective.adversarial_pull * balance
-            judged["adversarial_weight"] = highest.minimum(batch["adversarial_weight"])
+            judged |= self._bounded(mse, judged["adversarial"], prediction, inputs[0], batch["adversarial_weight"])
             loss = loss + judged["adversarial_weight"] * judged["adversarial"]
             loss = loss + judged["discriminator"] + judged["smoothness"]
             watched = watched | {name: term.detach() for name, term in judged.items()}
@@ -263,27 +263,37 @@ class ControlStage(StageModule):
         vae = self.frozen["vae"]
         return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
 
-    def _balanced(
-        self, mse: torch.Tensor, adversarial: torch.Tensor, prediction: torch.Tensor, inputs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`adversarial`, with its way back already gone as far as the prediction, and the weight with which it would
-        pull as hard as the mean squared error at the weights of the U-Net's last layer.
+    def _bounded(
+        self,
+        mse: torch.Tensor,
+        adversarial: torch.Tensor,
+        prediction: torch.Tensor,
+        inputs: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> Terms:
+        """`adversarial`, with its way back already gone as far as the prediction, and `adversarial_weight`, bounded as
+        [`bounded_adversarial_weight`] has it.
 
         Args:
-            mse, adversarial: scalars.
-            prediction: what both come from, `B x C x h x h` float32.
-            inputs: those of the last layer, `B x W x h x h`.
+            mse, adversarial, weight: scalars, the last being mu.
+            prediction: what the first two come from, `B x C x h x h` float32.
+            inputs: those of the U-Net's last layer, `B x W x h x h`.
         """
-        layer, slopes = self.component("unet").conv_out, {}
+        layer, slopes = self._last_layer(), {}
         slopes["mse"] = torch.autograd.grad(mse, prediction, retain_graph=True)[0]
         slopes["adversarial"] = torch.autograd.grad(adversarial * FLOAT16_SCALE, prediction)[0] / FLOAT16_SCALE
-        pulls = {
-            name: conv2d_weight(inputs.detach().float(), layer.weight.shape, slope, padding=layer.padding).norm()
-            for name, slope in slopes.items()
-        }
+        norms = [
+            conv2d_weight(inputs.detach().float(), layer.weight.shape, slopes[name], padding=layer.padding).norm()
+            for name in ("mse", "adversarial")
+        ]
         linear = (slopes["adversarial"] * prediction).sum()
-        balance = pulls["mse"] / pulls["adversarial"].clamp(min=torch.finfo(torch.float32).tiny)
-        return adversarial.detach() + linear - linear.detach(), balance
+        return {
+            "adversarial": adversarial.detach() + linear - linear.detach(),
+            "adversarial_weight": bounded_adversarial_weight(weight, self.objective.adversarial_pull, *norms),
+        }
+
+    def _last_layer(self) -> nn.Conv2d:
+        return self.component("unet").conv_out
 
     @torch.no_grad()
     def compare(self, batches: Iterable[Batch]) -> list[Comparison]:

@@ -29,7 +29,7 @@ from .zero import PartedOptimizer
 _logger = logging.getLogger(__name__)
 
 TOLD = ("initial_lr", "betas", "weight_decay")
-"""What the config says of a group of weights, by the names that torch's optimizers give it."""
+"""What the config says of a group of weights, by the names that torch's optimizers and schedules give it."""
 
 OWN_RATES = {
     "unet": "unet_learning_rate",
@@ -160,7 +160,13 @@ class StageTrainer:
         self._hold_to(told)
 
     def _hold_to(self, told: list[dict]) -> None:
-        """Let the optimizer do what the config says now, whatever the checkpoint remembers: it may have changed."""
+        """Let the config's rates, decays and moments hold, not those of the checkpoint: a change may be accepted.
+
+        Args:
+            told: `TOLD` of each group of weights.
+        """
+        for average in self.averages.values():
+            average.decay = self.config.ema_decay
         self.schedule.base_lrs = [values["initial_lr"] for values in told]
         for group, values, factor in zip(self.optimizer.param_groups, told, self.schedule.lr_lambdas, strict=True):
             group.update(values, lr=values["initial_lr"] * factor(self.schedule.last_epoch))
