@@ -38,9 +38,10 @@ def main(arguments: Sequence[str]) -> None:
     ]
     stale = False
     for file in files:
-        if not file.is_file():
+        is_new = file.name == EVALUATION and not file.exists()  # weights that have just been embedded have none yet
+        if not (is_new or file.is_file()):
             parser.error(f"{file} is not a file: name Markdown files.")
-        before = file.read_text(encoding="utf-8")
+        before = "" if is_new else file.read_text(encoding="utf-8")
         try:
             after = evaluation(options.results) if file.name == EVALUATION else filled(before, options.results)
         except (OSError, ValueError) as error:

@@ -564,6 +564,15 @@ def test_update_docs_fills_the_blocks_and_nothing_else(docs, capsys):
     assert page.read_text() == text
 
 
+def test_update_docs_makes_the_figures_of_weights_that_have_none_yet(tmp_path, capsys):
+    """As embedding leaves them: those of the weights before went with these."""
+    script("update_docs").main([str(tmp_path / "evaluation.json")])
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(
+        Path(MINI, "evaluation.json").read_text()
+    )
+    assert capsys.readouterr().out == "evaluation.json updated\n"
+
+
 def test_update_docs_says_what_is_missing(docs, capsys):
     page, results = docs
     page.write_text(page.read_text().replace("speed:two", "speed:three"))
