@@ -16,6 +16,7 @@ import yaml
 from diffusers import ControlNetModel, StableDiffusionPipeline
 from tiny import tiny_pipeline
 
+from backshan_diffusers import MINI
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.data.wardrobe import Wardrobe, describe
 from backshan_diffusers.evaluation import METRICS, GeneratedFront, NearestTrainingFront
