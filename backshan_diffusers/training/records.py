@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import yaml
 
 from ..files import write_text
 from ..model_record import MODELS, RECORD
-from .config import ConfigError, check
+from ..objective import Objective
+from .config import ConfigError, TrainingConfig, check
 from .trainer import decay_begins
 
 logger = logging.getLogger(__name__)
@@ -71,7 +73,8 @@ def check_record(folder: Path, values: dict, steps_done: int | None) -> list[dic
     changed = {
         name: before.get(name)
         for name, value in now.items()
-        if value != before.get(name) and not _may_change(name, value, before.get(name), steps_done)
+        if value != before.get(name, _before_it_was_there(name))
+        and not _may_change(name, value, before.get(name), steps_done)
     }
     accepted = recorded.get("accepted", []) if steps_done else []  # a stage that begins anew has no other steps
     if not changed:
@@ -106,6 +109,15 @@ def _flat(values: dict, prefix: str = "") -> dict:
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
+
+
+def _before_it_was_there(name: str) -> Any:
+    """What a run did that an older version began, in a field that its record lacks: as its default says."""
+    prefix, _, inner = name.rpartition(".")
+    of = {"": TrainingConfig, "objective": Objective}.get(prefix)
+    defaults = {entry.name: entry.default for entry in fields(of)} if of else {}
+    default = defaults.get(inner)
+    return None if default is MISSING else default
 
 
 def _may_change(name: str, value: Any, before: Any, steps_done: int | None) -> bool:
