@@ -58,7 +58,7 @@ def random_batches(
             "items": items,
             "shown": torch.ones(size, dtype=torch.bool),
             "contrastive_weight": torch.tensor(objective.contrastive_weight),
-            "timesteps": timestep_batch(size, steps, generator),
+            "timesteps": timestep_batch(size, steps, objective.timestep_shift, generator),
         }
         return batch | noise_batch(objective, latents, generator)
 
