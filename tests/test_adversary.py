@@ -230,6 +230,13 @@ def test_small_slopes_come_through_an_autoencoder_in_half_precision():
     assert (slopes[1] - slopes[0]).norm() < 0.1 * slopes[0].norm()
 
 
+def test_the_bound_is_nearly_the_same_under_autocast():
+    whole = control_stage(JUDGED)(judged_batch() | {"adversarial_weight": torch.tensor(1e3)})
+    with torch.autocast("cpu", torch.bfloat16):
+        half = control_stage(JUDGED)(judged_batch() | {"adversarial_weight": torch.tensor(1e3)})
+    assert half["adversarial_weight"].item() == pytest.approx(whole["adversarial_weight"].item(), rel=0.1)
+
+
 def test_the_bound_is_that_of_the_formula():
     weight, mse, adversarial = torch.tensor(0.5), torch.tensor(0.3), torch.tensor(4.0)
     assert bounded_adversarial_weight(weight, 2.0, mse, adversarial).item() == pytest.approx(2 * 0.3 / 4)

@@ -57,9 +57,7 @@ def test_nothing_changes_by_default(smooth):
     assert not Augmentation().changes_pixels and not Augmentation(flip=0.5).changes_pixels
     indices = np.array([3, 0, 3])
     taken = step_pairs(smooth, indices)
-    assert np.array_equal(taken.backs(), smooth.backs[indices]) and np.array_equal(
-        taken.fronts(), smooth.fronts[indices]
-    )
+    assert np.array_equal(taken.backs, smooth.backs[indices]) and np.array_equal(taken.fronts, smooth.fronts[indices])
     assert np.array_equal(taken.faces(), np.unpackbits(smooth.faces[indices], axis=-1).astype(bool))
     assert taken.groups().tolist() == [1, 0, 1] and not taken.flipped.any()
 
@@ -67,7 +65,7 @@ def test_nothing_changes_by_default(smooth):
 def test_changes_of_zero_change_nothing(smooth):
     for nothing in ({"colour_jitter": (0, 0, 0, 0)}, {"affine": (0, 0, 0)}):
         assert not Augmentation(**nothing).changes_pixels
-        assert np.array_equal(step_pairs(smooth, ALL, **nothing).fronts(), smooth.fronts)
+        assert np.array_equal(step_pairs(smooth, ALL, **nothing).fronts, smooth.fronts)
     still = Augmentation(colour_jitter=(0, 0, 0, 0), affine=(0, 0, 0))
     moves, colours = still.moves(1, 64, torch.Generator())[0][0], still.colour_maps(1, torch.Generator())[0]
     assert np.array_equal(move_picture(recolour(smooth.fronts[0], colours), moves), smooth.fronts[0])
@@ -81,7 +79,7 @@ def test_a_flip_flips_both_views_and_the_face(smooth):
     taken = step_pairs(smooth, many, flip=0.25)
     assert 0.18 < taken.flipped.float().mean() < 0.32
     faces = np.unpackbits(smooth.faces, axis=-1).astype(bool)
-    views = (taken.backs(), smooth.backs), (taken.fronts(), smooth.fronts), (taken.faces(), faces)
+    views = (taken.backs, smooth.backs), (taken.fronts, smooth.fronts), (taken.faces(), faces)
     for made, source in views:
         for picture, index, flipped in zip(made, many, taken.flipped.tolist(), strict=True):
             assert np.array_equal(picture, source[index][:, ::-1] if flipped else source[index])
@@ -95,7 +93,7 @@ def test_flipped_fronts_come_with_their_own_latents(tmp_path):
         batch = stage(run.config, pipeline, pairs)[1](1, sampler)
         taken = StepPairs(pairs, sampler.indices(1, 8, RandomOrder(8)), Augmentation(flip=0.5), sampler, 1)
         assert taken.flipped.any() and not taken.flipped.all()
-        torch.testing.assert_close(batch["latents"], encode(taken.fronts(), pipeline.vae), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(batch["latents"], encode(taken.fronts, pipeline.vae), rtol=1e-4, atol=1e-5)
     kept = list((tmp_path / "cache").glob("*-latents-*.safetensors"))
     assert len(kept) == 2  # of the fronts as they are, and flipped
 
@@ -106,8 +104,8 @@ def test_flipped_fronts_come_with_their_own_latents(tmp_path):
 def test_colours_of_both_views_change_by_one_map(smooth):
     taken = step_pairs(smooth, ALL, colour_jitter=(0.3, 0.3, 0.5, 0.1))
     # Each back holds the pixels of its front: the same map gives the same pixels, wherever they lie.
-    assert np.array_equal(taken.backs(), taken.fronts()[:, :, ::-1])
-    changes = np.abs(taken.fronts().astype(int) - smooth.fronts).mean(axis=(1, 2, 3))
+    assert np.array_equal(taken.backs, taken.fronts[:, :, ::-1])
+    changes = np.abs(taken.fronts.astype(int) - smooth.fronts).mean(axis=(1, 2, 3))
     assert changes.min() > 2 and len(set(changes.round(3))) == 8
 
 
@@ -151,12 +149,12 @@ def test_each_part_of_the_jitter_reaches_its_strength_and_no_further(part):
 def test_a_shared_movement_keeps_the_views_on_each_other(smooth):
     moved = {shared: step_pairs(smooth, ALL, affine=(10, 0.08, 0.1), affine_shared=shared) for shared in (True, False)}
     apart = {
-        shared: np.abs(middle(taken.backs()[:, :, ::-1]) - middle(taken.fronts())).mean(axis=(1, 2, 3))
+        shared: np.abs(middle(taken.backs[:, :, ::-1]) - middle(taken.fronts)).mean(axis=(1, 2, 3))
         for shared, taken in moved.items()
     }
     assert apart[True].max() < 1 < 2 < apart[False].min()
-    assert np.array_equal(moved[True].fronts(), moved[False].fronts())
-    assert np.abs(middle(moved[True].fronts()) - middle(smooth.fronts)).mean(axis=(1, 2, 3)).min() > 2
+    assert np.array_equal(moved[True].fronts, moved[False].fronts)
+    assert np.abs(middle(moved[True].fronts) - middle(smooth.fronts)).mean(axis=(1, 2, 3)).min() > 2
 
 
 def test_a_movement_is_a_rotation_a_shift_and_a_scaling_around_the_middle():
@@ -187,7 +185,7 @@ def test_a_face_moves_with_its_front(smooth):
     faces = np.unpackbits(smooth.faces, axis=-1).astype(bool)
     painted = replace(smooth, fronts=np.repeat(faces[..., None] * np.uint8(255), 3, axis=3))
     taken = step_pairs(painted, ALL, flip=0.5, affine=(20, 0.1, 0.1))
-    seen = taken.fronts()[..., 0]
+    seen = taken.fronts[..., 0]
     assert not (~taken.faces() & (seen > 16)).any()  # a cubic picture reaches a little further than a linear mask
     assert ((seen > 127) & taken.faces()).sum() > 0.7 * taken.faces().sum()
     assert not np.array_equal(taken.faces(), faces)
@@ -222,12 +220,13 @@ def test_changes_depend_on_the_step_and_the_process_alone(smooth):
     def views(step=3, sampler=None):
         taken = StepPairs(smooth, ALL, augmentation, sampler or StepSampler(0, "joint"), step)
         # Fronts first, then backs: what is asked for first must not matter.
-        return taken.fronts(), taken.backs(), taken.faces()
+        return taken.fronts, taken.backs, taken.faces()
 
     first = views()
     taken = StepPairs(smooth, ALL, augmentation, StepSampler(0, "joint"), 3)
-    again = taken.backs(), taken.fronts(), taken.fronts()
-    assert np.array_equal(first[1], again[0]) and np.array_equal(first[0], again[1]) and np.array_equal(*again[1:])
+    again = taken.backs, taken.fronts
+    assert np.array_equal(first[1], again[0]) and np.array_equal(first[0], again[1])
+    assert taken.backs is again[0] and taken.fronts is again[1]  # they are not made twice
     others = [StepSampler(0, "joint", 1, 2), StepSampler(1, "joint"), StepSampler(0, "prior")]
     for other in (views(step=4), *(views(sampler=sampler) for sampler in others)):
         assert not np.array_equal(first[0], other[0])
@@ -236,7 +235,7 @@ def test_changes_depend_on_the_step_and_the_process_alone(smooth):
 def test_crops_are_those_of_changed_pictures(smooth):
     taken = step_pairs(smooth, ALL[:2], flip=1.0, colour_jitter=(0.3, 0.3, 0.5, 0.1))
     crops = crop_batch(taken, 64, {}, torch.Generator().manual_seed(0))["pixels"]
-    pictures = np.concatenate([taken.backs(), taken.fronts()]).transpose(0, 3, 1, 2)
+    pictures = np.concatenate([taken.backs, taken.fronts]).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(crops.numpy(), pictures / 127.5 - 1, atol=1e-6)
 
 
@@ -247,8 +246,8 @@ def test_changed_pixels_are_encoded_in_the_step_and_seen_by_both_branches(tmp_pa
     run = TrainingRun(config(tmp_path, prompt_dropout=0.0, condition_dropout=0.0, **changes))
     batch = run._joint_stage(run.config, pipeline, smooth)[1](2, sampler)
     taken = StepPairs(smooth, sampler.indices(2, 4, RandomOrder(8)), run.config.augmentation(), sampler, 2)
-    torch.testing.assert_close(batch["latents"], encode(taken.fronts(), pipeline.vae))
-    for name, pictures in (("back_control", taken.backs()[:, :, ::-1]), ("front_control", taken.fronts())):
+    torch.testing.assert_close(batch["latents"], encode(taken.fronts, pipeline.vae))
+    for name, pictures in (("back_control", taken.backs[:, :, ::-1]), ("front_control", taken.fronts)):
         np.testing.assert_allclose(batch[name].permute(0, 2, 3, 1).numpy(), pictures / 255, atol=1e-6)
     assert batch["weights"].mean() < 1
     assert not list((tmp_path / "cache").glob("*-latents-*"))
@@ -319,7 +318,7 @@ def test_views_of_drawn_pairs_stay_on_each_other(tmp_path):
 
     def overlap(**changes):
         taken = step_pairs(silhouettes, ALL, **changes)
-        back, front = taken.backs()[:, :, ::-1] > 127, taken.fronts() > 127
+        back, front = taken.backs[:, :, ::-1] > 127, taken.fronts > 127
         return (back & front).sum(axis=(1, 2, 3)) / (back | front).sum(axis=(1, 2, 3))
 
     before = overlap()

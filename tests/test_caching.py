@@ -469,8 +469,8 @@ def stage_batch(folder, conditioning, mirror, pairs, **settings):
 
 def controls_of(step_pairs, conditioning, mirror, shown):
     """The controls of backs and of fronts by their definition."""
-    backs = [each if seen else np.full_like(each, 255) for each, seen in zip(step_pairs.backs(), shown, strict=True)]
-    fronts = step_pairs.fronts()
+    backs = [each if seen else np.full_like(each, 255) for each, seen in zip(step_pairs.backs, shown, strict=True)]
+    fronts = step_pairs.fronts
     both = [[control_image(each, conditioning, mirror) for each in backs]]
     both += [[control_image(each, conditioning, False) for each in fronts]]
     return [torch.stack(each) for each in both]

@@ -533,12 +533,13 @@ def test_what_the_config_says_of_the_optimizer_holds_over_what_a_checkpoint_says
 
 def test_a_run_of_an_older_version_goes_on_as_it_did(tmp_path):
     """A field that its record lacks came later; at its default it changes nothing."""
-    values = {"seed": 0, "adam_beta1": 0.9, "objective": {"temperature": 0.5, "timestep_shift": 1.0}}
-    write_record(tmp_path, {"seed": 0, "objective": {"temperature": 0.5}, "accept_changes": False})
-    assert check_record(tmp_path, values, 2) == []
-    values["objective"]["timestep_shift"], values["accept_changes"] = 3.0, False
-    with pytest.raises(ConfigError, match="was trained with objective.timestep_shift None, not 3.0: give"):
-        check_record(tmp_path, values, 2)
+    older = {"seed": 0, "objective": {"temperature": 0.5}, "accept_changes": False}
+    newer = older | {"adam_beta1": 0.9, "affine": [], "objective": {"temperature": 0.5, "timestep_shift": 1.0}}
+    write_record(tmp_path, older)
+    assert check_record(tmp_path, newer, 2) == []
+    newer["objective"]["timestep_shift"] = 3.0
+    with pytest.raises(ConfigError, match="was trained with objective.timestep_shift 1.0, not 3.0: give"):
+        check_record(tmp_path, newer, 2)
 
 
 def record_of(stage: Path) -> dict:

@@ -241,13 +241,13 @@ def test_control_batch_flips_the_back_alone_and_blanks_only_backs():
     pairs, controlnet = pair_arrays(), tiny_pipeline().controlnet
     indices = np.array([5, 2])
     taken = step_pairs(pairs, indices)
-    backs = picture_control_batch(taken.backs(), controlnet, mirror=True)
-    fronts = picture_control_batch(taken.fronts(), controlnet, mirror=False)
+    backs = picture_control_batch(taken.backs, controlnet, mirror=True)
+    fronts = picture_control_batch(taken.fronts, controlnet, mirror=False)
     for item, index in enumerate(indices):
         back, front = (controls[item].permute(1, 2, 0).numpy() for controls in (backs, fronts))
         np.testing.assert_allclose(back, pairs.backs[index][:, ::-1] / 255, atol=1e-6)
         np.testing.assert_allclose(front, pairs.fronts[index] / 255, atol=1e-6)
-    many = step_pairs(pairs, np.arange(8).repeat(50)).backs()
+    many = step_pairs(pairs, np.arange(8).repeat(50)).backs
     controls, white = picture_control_batch(many, controlnet, mirror=True), torch.ones(1, 3, 64, 64)
     assert blank_some(controls, white, torch.Generator(), 0.0)[1].all()
     blanked, shown = blank_some(controls, white, torch.Generator().manual_seed(0), 0.25)
@@ -806,7 +806,7 @@ def test_latents_that_enter_in_training_are_those_of_the_pipeline(tmp_path, mirr
     pipeline.controlnet.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["controlnet_cond"]), with_kwargs=True
     )
-    for pictures, flipped in ((taken.backs(), mirror), (taken.fronts(), False)):
+    for pictures, flipped in ((taken.backs, mirror), (taken.fronts, False)):
         pipeline([Image.fromarray(each) for each in pictures], mirror=flipped, num_inference_steps=1)
     backs, fronts = seen
     assert not torch.allclose(batch["back_control"], batch["back_control"].flip(-1), atol=0.01)
@@ -825,7 +825,7 @@ def test_backs_with_latents_of_their_own_lie_on_the_fronts(tmp_path, mirror, aug
     run = TrainingRun(tiny_config(tmp_path, objective=objective, batch_size=8, **augmentation))
     pipeline, pairs, sampler = tiny_pipeline(mirror=mirror), pair_arrays(), StepSampler(0, "controlnet")
     batch = run._control_stage(run.config, pipeline, pairs)[1](0, sampler)
-    backs = StepPairs(pairs, batch["items"].numpy(), run.config.augmentation(), sampler, 0).backs()
+    backs = StepPairs(pairs, batch["items"].numpy(), run.config.augmentation(), sampler, 0).backs
     as_they_are, flipped = encode(backs, pipeline.vae), encode(backs[:, :, ::-1], pipeline.vae)
     assert not torch.allclose(as_they_are, flipped, atol=1e-2)
     torch.testing.assert_close(batch["back_latents"], flipped if mirror else as_they_are)

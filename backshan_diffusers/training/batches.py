@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class StepSampler:
 
 
 class StepPairs:
-    """The pairs of one step, changed at random. Each view is made when it is asked for.
+    """The pairs of one step, changed at random. Each view is made when it is first asked for.
 
     Args:
         pairs: all of them.
@@ -83,17 +84,19 @@ class StepPairs:
             moves = augmentation.moves(len(indices), self._side, sampler.generator(step, "affine"))
             self._back_moves, self._front_moves = moves
 
+    @cached_property
     def backs(self) -> np.ndarray:
         """`B x S x S x 3` uint8."""
         return self._changed(self._pairs.backs, self._back_moves)
 
+    @cached_property
     def fronts(self) -> np.ndarray:
         """`B x S x S x 3` uint8."""
         return self._changed(self._pairs.fronts, self._front_moves)
 
     def pictures(self, view: str, mirror: bool) -> np.ndarray:
         """The `backs` or `fronts`, flipped left-right once more if `mirror`: `B x S x S x 3` uint8."""
-        pictures = self.backs() if view == "backs" else self.fronts()
+        pictures = self.backs if view == "backs" else self.fronts
         return pictures[:, :, ::-1] if mirror else pictures
 
     def faces(self) -> np.ndarray:
@@ -141,8 +144,8 @@ def crop_shape(step: int, batch_size: int, crop_sizes: tuple[int, ...]) -> tuple
 def crop_batch(pairs: StepPairs, crop_size: int, focus: Mapping[str, float], generator: torch.Generator) -> dict:
     """Square crops of the backs and fronts, one of each item: `2B x 3 x crop_size x crop_size` in [-1, 1], and how
     much each of their pixels counts, `2B x 1 x crop_size x crop_size`."""
-    backs, weights = pairs.backs(), pairs.weights(focus)
-    pictures, weights = [*backs, *pairs.fronts()], [*np.ones_like(weights), *weights]
+    backs, weights = pairs.backs, pairs.weights(focus)
+    pictures, weights = [*backs, *pairs.fronts], [*np.ones_like(weights), *weights]
     crops = [_detailed_crop(*each, crop_size, generator) for each in zip(pictures, weights, strict=True)]
     pixels, weights = (np.stack(parts) for parts in zip(*crops, strict=True))
     return {"pixels": to_pixels(pixels), "weights": torch.from_numpy(weights)[:, None]}

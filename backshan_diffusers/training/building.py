@@ -204,7 +204,7 @@ class StageBuilder:
             if objective.adversarial_weight:
                 weight = objective.adversarial_weight_at(number // config.gradient_accumulation_steps)
                 batch["adversarial_weight"] = torch.tensor(weight)
-                batch["fronts"] = to_pixels(step_pairs.fronts())
+                batch["fronts"] = to_pixels(step_pairs.fronts)
                 batch["disturbance"] = disturbance_batch(
                     len(controls), controls.shape[-1], sampler.generator(number, "disturbance")
                 )

@@ -69,12 +69,11 @@ def check_record(folder: Path, values: dict, steps_done: int | None) -> list[dic
             )
         return []
     recorded = _read(path)
-    before, now = _flat(recorded), _flat(yaml.safe_load(yaml.safe_dump(values)))
+    before, now = _defaults() | _flat(recorded), _flat(yaml.safe_load(yaml.safe_dump(values)))
     changed = {
         name: before.get(name)
         for name, value in now.items()
-        if value != before.get(name, _before_it_was_there(name))
-        and not _may_change(name, value, before.get(name), steps_done)
+        if value != before.get(name) and not _may_change(name, value, before.get(name), steps_done)
     }
     accepted = recorded.get("accepted", []) if steps_done else []  # a stage that begins anew has no other steps
     if not changed:
@@ -111,13 +110,16 @@ def _flat(values: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _before_it_was_there(name: str) -> Any:
-    """What a run did that an older version began, in a field that its record lacks: as its default says."""
-    prefix, _, inner = name.rpartition(".")
-    of = {"": TrainingConfig, "objective": Objective}.get(prefix)
-    defaults = {entry.name: entry.default for entry in fields(of)} if of else {}
-    default = defaults.get(inner)
-    return None if default is MISSING else default
+def _defaults() -> dict:
+    """What an older version did where its record lacks a field, by dotted names: the field came later, and its default
+    changes nothing."""
+    known = {"": TrainingConfig, "objective.": Objective}
+    return {
+        f"{prefix}{entry.name}": list(entry.default) if isinstance(entry.default, tuple) else entry.default
+        for prefix, of in known.items()
+        for entry in fields(of)
+        if entry.default is not MISSING
+    }
 
 
 def _may_change(name: str, value: Any, before: Any, steps_done: int | None) -> bool:
