@@ -21,6 +21,10 @@ SMALLEST_TEMPERATURE = 0.01
 RMS_FLOOR = 1e-4
 """Features whose root mean square is far below this count as absent: their cosine goes to 0, and so does its slope."""
 
+BLOCK = 4
+"""Side, in latent cells, of what is averaged to see the coarse colours of a front."""
+
+_TINY = torch.finfo(torch.float32).tiny
 _NEVER = -1e9
 """A logit that counts nothing; minus infinity would make the gradient of nothing but such ones NaN."""
 
@@ -40,13 +44,15 @@ _NOT_NEGATIVE = {
     "adversarial_weight": "0 to switch it off, or more",
     "adversarial_head_start_steps": "a number that is not negative",
     "adversarial_warmup_steps": "a number that is not negative",
+    "coarse_weight": "0 to switch it off, or more",
+    "rollout_share": "0 to switch it off, or a share below 1",
 }
 """Fields, and what to give for each."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a run minimises: L = L_MSE + lambda L_C. Every point that the method leaves open is a field.
+    """What a run minimises: L = L_MSE + lambda L_C + mu L_A + nu L_R. What the method leaves open are fields.
 
     Args:
         contrastive_weight: lambda at its height; 0 leaves the front pictures out of ControlNet.
@@ -78,6 +84,11 @@ class Objective:
         adversarial_head_start_steps: steps in which the discriminator learns and mu is 0: one that is fooled before
             it knows anything never comes to know it.
         adversarial_warmup_steps: steps after these over which mu rises from 0 in a line.
+        coarse_weight: nu, by which it counts that the coarse colours of predicted fronts are not those of the true
+            ones, as `coarse_error` has it: what an adversary must not lead away from. 0 leaves it out.
+        rollout_share: of items that begin where sampling would bring them: what is noised is not the true front but
+            what the model itself makes of noise alone. They need an adversary to say what is wrong with them, since
+            the true front is no longer the one that their beginnings show, and `coarse_weight` to keep them near it.
 
     Raises:
         ValueError: if a field has none of its values, or does not fit another one.
@@ -106,10 +117,19 @@ class Objective:
     adversarial_pull: float = 1.0
     adversarial_head_start_steps: int = 0
     adversarial_warmup_steps: int = 0
+    coarse_weight: float = 0.0
+    rollout_share: float = 0.0
 
     def __post_init__(self):
         self._check_choices()
         self._check_numbers()
+        if self.rollout_share >= 1:
+            raise ValueError(f"objective.rollout_share is {self.rollout_share}: give a share below 1.")
+        if self.rollout_share and not (self.adversarial_weight and self.coarse_weight):
+            raise ValueError(
+                "objective.rollout_share needs an adversary and an anchor: give objective.adversarial_weight and"
+                " objective.coarse_weight too."
+            )
         if self.mirror_features and self.pooled:
             raise ValueError("objective.mirror_features needs features with positions: set objective.pooled to false.")
         if self.projection_width and not self.pooled:
@@ -137,6 +157,10 @@ class Objective:
     def compares_fronts(self) -> bool:
         """Whether front pictures go through ControlNet."""
         return self.contrastive_weight > 0 and self.contrast == "pairs"
+
+    def rolled_out(self, count: int) -> int:
+        """How many of `count` items begin where sampling would bring them."""
+        return int(self.rollout_share * count)
 
     # lambda(n) = lambda min(1, n / W) max(0, 1 - max(0, n - W) / A)
     def weight_at(self, step: int) -> float:
@@ -392,7 +416,35 @@ def bounded_adversarial_weight(
         pull: c.
         mse_norm, adversarial_norm: scalars, the norms of the two gradients.
     """
-    return (pull * mse_norm / adversarial_norm.clamp(min=torch.finfo(torch.float32).tiny)).minimum(weight)
+    return (pull * mse_norm / adversarial_norm.clamp(min=_TINY)).minimum(weight)
+
+
+# L_R = sum_ik w_i m_ik (sum_p m_ip e_ip / sum_p m_ip)^2 / sum_ik m_ik over items i and blocks k of latent cells p,
+# with the errors e = z_hat_f - z_f and m_ik the mean of a block's m_ip
+def coarse_error(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    item_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean squared error of the means over blocks of `BLOCK` x `BLOCK` latent cells, in float32: whether garments have
+    their colours, whatever is drawn on them.
+
+    Args:
+        prediction: `B x C x H x W`.
+        target: `B x C x H x W`.
+        weights: `B x 1 x H x W`, m of each latent cell, 0 where it is left out. None: all are 1.
+        item_weights: `B`, w of each item. None: all are 1.
+
+    Returns:
+        A scalar: the mean over what is left, 0 where nothing is left.
+    """
+    errors = prediction.float() - target.float()
+    weights = torch.ones_like(errors[:, :1]) if weights is None else weights.float()
+    counted = F.avg_pool2d(weights, BLOCK, ceil_mode=True)
+    errors = F.avg_pool2d(errors * weights, BLOCK, ceil_mode=True) / counted.clamp(min=_TINY)
+    squares = errors.square().mean(dim=1, keepdim=True)
+    return _mean_over(squares if item_weights is None else squares * item_weights[:, None, None, None], counted)
 
 
 # L_S = (1/S) sum_s mean_p ( (d_sp(x + n) - d_sp(x))^2 / 10 + d_sp(x)^2 / 1000 ) with noise n

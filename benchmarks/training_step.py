@@ -10,7 +10,9 @@ from backshan_diffusers import BackToFrontPipeline
 from backshan_diffusers.objective import Objective
 from backshan_diffusers.training.batches import StepSampler, noise_batch, timestep_batch
 from backshan_diffusers.training.config import TrainingConfig
-from backshan_diffusers.training.stages import Batch, ControlStage, noise_schedule
+from backshan_diffusers.training.schedule import noise_schedule
+from backshan_diffusers.training.stage_module import Batch
+from backshan_diffusers.training.stages import ControlStage
 from backshan_diffusers.training.trainer import StageTrainer
 
 NOWHERE = "unused"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from test_resume import assert_equal_files, log
 from test_stages import control_batch, control_stage, noised
 from tiny import pair_arrays, tiny_autoencoder, tiny_config, tiny_pipeline
@@ -14,6 +15,8 @@ from backshan_diffusers import BackToFrontPipeline
 from backshan_diffusers.objective import (
     Objective,
     bounded_adversarial_weight,
+    coarse_error,
+    noise_mse,
     relativistic_loss,
     smoothness_penalty,
 )
@@ -24,10 +27,11 @@ from backshan_diffusers.training.discriminator import FrontDiscriminator
 from backshan_diffusers.training.probes import probe_stage
 from backshan_diffusers.training.run import TrainingRun
 from backshan_diffusers.training.savings import compile_blocks
-from backshan_diffusers.training.stages import predicted_latents
+from backshan_diffusers.training.schedule import denoising_target, predicted_latents
 from backshan_diffusers.training.trainer import parameter_groups
 
 JUDGED = Objective(adversarial_weight=0.5)
+ROLLED_OUT = replace(JUDGED, coarse_weight=2.0, rollout_share=0.5)
 
 
 def judged_batch() -> dict:
@@ -36,7 +40,7 @@ def judged_batch() -> dict:
     return control_batch() | {
         "adversarial_weight": torch.tensor(0.5),
         "fronts": fronts,
-        "disturbance": 0.05 * disturbance,
+        "disturbance": 0.05 * disturbance[:2],
     }
 
 
@@ -94,7 +98,7 @@ def test_the_loss_is_the_sum_of_its_terms():
     stage, batch = control_stage(JUDGED), judged_batch()
     terms = stage(batch)
     torch.testing.assert_close(terms["loss"], terms["mse"] + what_the_adversary_adds(terms))
-    judged = stage._judged(batch, *_prediction(stage, batch))
+    judged = stage.adversary.judge(batch, *_prediction(stage, batch))
     for name, term in judged.items():
         torch.testing.assert_close(terms[name], term.detach())
     assert not stage.trained["unet"].conv_out._forward_pre_hooks
@@ -112,7 +116,7 @@ def test_the_comparison_and_the_discriminator_go_together():
 
 def test_each_side_learns_from_its_own_term_alone():
     stage, batch = control_stage(JUDGED), judged_batch()
-    terms = stage._judged(batch, *_prediction(stage, batch))
+    terms = stage.adversary.judge(batch, *_prediction(stage, batch))
     discriminator, unet = stage.trained["discriminator"], stage.trained["unet"]
     terms["adversarial"].backward(retain_graph=True)
     assert all(gradient is None for gradient in gradients(discriminator))
@@ -136,19 +140,19 @@ def test_each_term_pulls_in_its_direction():
     discriminator = stage.trained["discriminator"]
 
     def gap(made: torch.Tensor) -> float:
-        fronts = (batch["fronts"], stage._decoded(made))
+        fronts = (batch["fronts"], stage.adversary.decode(made))
         scores = [discriminator(each, batch["back_control"]) for each in fronts]
         return sum((true - predicted).mean() for true, predicted in zip(*scores)).item()
 
     made = predicted_latents(stage.scheduler, latents, prediction, batch["timesteps"]).detach()
     before = gap(made)
-    stage._judged(batch, latents, prediction)["discriminator"].backward()
+    stage.adversary.judge(batch, latents, prediction)["discriminator"].backward()
     with torch.no_grad():
         for weight in discriminator.parameters():
             weight -= 0.01 * weight.grad
     parted = gap(made)
     assert parted > before
-    slope = torch.autograd.grad(stage._judged(batch, latents, prediction)["adversarial"], prediction)[0]
+    slope = torch.autograd.grad(stage.adversary.judge(batch, latents, prediction)["adversarial"], prediction)[0]
     nearer = predicted_latents(stage.scheduler, latents, prediction - 10 * slope, batch["timesteps"]).detach()
     assert gap(nearer) < parted
 
@@ -160,13 +164,13 @@ def test_what_counts_more_and_what_had_more_noise_is_judged_more():
     batch["weights"] = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
     batch["weights"][:, :, 2:4, 5] = 0
     predicted = predicted_latents(stage.scheduler, latents, prediction, batch["timesteps"])
-    fronts = [batch["fronts"].clone(), stage._decoded(predicted)]
+    fronts = [batch["fronts"].clone(), stage.adversary.decode(predicted)]
     for each in fronts:
         each[:, :, 16:32, 40:48] = 0
     true, made = (stage.trained["discriminator"](each, batch["back_control"]) for each in fronts)
     noise = 1 - stage.scheduler.alphas_cumprod[batch["timesteps"]]
     weights = noise[:, None, None, None] * batch["weights"]
-    terms = stage._judged(batch, latents, prediction)
+    terms = stage.adversary.judge(batch, latents, prediction)
     torch.testing.assert_close(terms["adversarial"], relativistic_loss(true, made, weights))
     torch.testing.assert_close(terms["discriminator"], relativistic_loss(made, true, weights))
 
@@ -179,7 +183,7 @@ def test_it_pulls_at_most_as_hard_as_the_squared_error_where_the_prediction_come
             head.weight *= 100  # so that it would pull harder
     terms = stage(batch)
     latents, prediction = _prediction(stage, batch)
-    adversarial = stage._judged(batch, latents, prediction)["adversarial"]
+    adversarial = stage.adversary.judge(batch, latents, prediction)["adversarial"]
     (alone,) = torch.autograd.grad(adversarial, unet.conv_out.weight)
     below = stage.trained["controlnet"].conv_in.weight
     (of_mse,) = torch.autograd.grad(terms["mse"], unet.conv_out.weight, retain_graph=True)
@@ -189,7 +193,7 @@ def test_it_pulls_at_most_as_hard_as_the_squared_error_where_the_prediction_come
     torch.testing.assert_close(scaled, of_mse.norm() / alone.norm() * alone, rtol=1e-3, atol=1e-8)
     assert further.any()
     assert stage(batch | {"adversarial_weight": torch.tensor(0.01)})["adversarial_weight"] == 0.01
-    stage.objective = replace(JUDGED, adversarial_pull=0.5)
+    stage.adversary.pull = 0.5
     assert stage(batch)["adversarial_weight"].item() == pytest.approx(terms["adversarial_weight"].item() / 2)
 
 
@@ -222,9 +226,9 @@ def test_small_slopes_come_through_an_autoencoder_in_half_precision():
         stage.frozen["vae"].to(dtype)
         latents, prediction = _prediction(stage, batch)
         prediction = prediction.detach().requires_grad_()
-        adversarial = stage._judged(batch, latents, prediction)["adversarial"]
+        adversarial = stage.adversary.judge(batch, latents, prediction)["adversarial"]
         inputs = torch.ones(4, stage.trained["unet"].conv_out.in_channels, 8, 8)
-        term = stage._bounded(prediction.square().mean(), adversarial, prediction, inputs, torch.tensor(1.0))
+        term = stage.adversary.bound(prediction.square().mean(), adversarial, prediction, inputs, torch.tensor(1.0))
         slopes.append(torch.autograd.grad(term["adversarial"], prediction)[0])
     assert slopes[0].abs().median() < torch.finfo(torch.float16).smallest_normal
     assert (slopes[1] - slopes[0]).norm() < 0.1 * slopes[0].norm()
@@ -265,12 +269,12 @@ def test_a_masked_face_is_not_looked_at():
     other = batch | {"fronts": batch["fronts"].clone()}
     other["fronts"][:, :, 16:32, 40:48] = 1
     latents, prediction = _prediction(stage, batch)
-    before, after = (stage._judged(each, latents, prediction) for each in (batch, other))
+    before, after = (stage.adversary.judge(each, latents, prediction) for each in (batch, other))
     assert before == after
     slope = torch.autograd.grad(before["adversarial"], prediction)[0]
     assert slope.any()
     other["fronts"][:, :, 16:32, 48:56] = 1
-    assert stage._judged(other, latents, prediction) != before
+    assert stage.adversary.judge(other, latents, prediction) != before
 
 
 def test_predictions_are_seen_as_the_autoencoder_decodes_them():
@@ -279,7 +283,7 @@ def test_predictions_are_seen_as_the_autoencoder_decodes_them():
     stage, batch = control_stage(JUDGED, pipeline=pipeline), control_batch()
     with torch.no_grad():
         expected = pipeline.vae.decode(batch["latents"] / 0.5).sample
-        torch.testing.assert_close(stage._decoded(batch["latents"]), expected)
+        torch.testing.assert_close(stage.adversary.decode(batch["latents"]), expected)
 
 
 def test_scores_are_those_of_patches_and_depend_on_the_back():
@@ -307,8 +311,106 @@ def test_the_probe_counts_no_third_term():
     """How hard the comparison pulls does not depend on what the discriminator thinks."""
     comparing = Objective(contrastive_weight=0.5, features="mid", pooled=True, before_zero_convolutions=True)
     plain = probe_stage(control_stage(comparing), control_batch())
-    judged = probe_stage(control_stage(replace(comparing, adversarial_weight=0.5)), judged_batch())
+    more = replace(comparing, adversarial_weight=0.5, coarse_weight=2.0)
+    judged = probe_stage(control_stage(more), judged_batch() | {"coarse_weight": torch.tensor(2.0)})
     assert judged["grad_norm_contrast"].item() == pytest.approx(plain["grad_norm_contrast"].item(), rel=1e-4)
+
+
+def rolled_out_batch() -> dict:
+    first_noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    return judged_batch() | {"first_noise": first_noise, "coarse_weight": torch.tensor(2.0)}
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_some_items_begin_where_sampling_would_bring_them(kind):
+    """What a sampler's first step makes of noise alone, noised once more, stands in for the noised true front."""
+    pipeline, batch = tiny_pipeline(), rolled_out_batch()
+    pipeline.scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
+    pipeline.scheduler.set_timesteps(1000)
+    stage = control_stage(ROLLED_OUT, pipeline=pipeline)
+    with torch.no_grad():  # not at zero, so that the back counts
+        for block in stage.trained["controlnet"].controlnet_down_blocks:
+            block.weight.normal_(generator=torch.Generator().manual_seed(4))
+    last, backs, prompts = torch.tensor([999, 999]), batch["back_control"][:2], batch["prompts"][:2]
+    with torch.no_grad():
+        downs, mid = stage.trained["controlnet"](batch["first_noise"], last, prompts, backs, return_dict=False)
+        residuals = {"down_block_additional_residuals": downs, "mid_block_additional_residual": mid}
+        output = stage.trained["unet"](batch["first_noise"], last, prompts, **residuals).sample
+    made = pipeline.scheduler.step(output, 999, batch["first_noise"]).pred_original_sample
+    begun = {**batch, "latents": torch.cat([made, batch["latents"][2:]])}
+    seen = stage._noised_fronts(batch)
+    torch.testing.assert_close(seen, noised(stage, begun), rtol=1e-3, atol=1e-3)
+    assert not seen.requires_grad
+    assert not torch.allclose(seen[:2], noised(stage, batch)[:2], atol=0.1)
+
+
+def test_of_such_an_item_only_the_coarse_colours_are_asked_for_beside_the_adversary():
+    stage, batch = control_stage(ROLLED_OUT), rolled_out_batch()
+    batch["weights"] = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
+    terms, seen = stage(batch), stage._noised_fronts(batch)
+    prediction = stage._predict(seen, batch, stage._control(batch, seen)[0])
+    target = denoising_target(stage.scheduler, batch)
+    torch.testing.assert_close(terms["mse"], noise_mse(prediction[2:], target[2:], batch["weights"][2:]))
+    predicted = predicted_latents(stage.scheduler, seen, prediction, batch["timesteps"])
+    expected = coarse_error(predicted, batch["latents"], batch["weights"])
+    torch.testing.assert_close(terms["coarse"], expected)
+    torch.testing.assert_close(terms["loss"], terms["mse"] + what_the_adversary_adds(terms) + 2 * expected)
+    torch.testing.assert_close(terms["discriminator"], stage.adversary.judge(batch, seen, prediction)["discriminator"])
+
+
+def test_where_noise_is_predicted_coarse_colours_count_by_the_share_of_signal():
+    """And no adversary is needed for them."""
+    pipeline, batch = tiny_pipeline(), control_batch() | {"coarse_weight": torch.tensor(2.0)}
+    pipeline.scheduler.register_to_config(prediction_type="epsilon")
+    stage = control_stage(Objective(coarse_weight=2.0), pipeline=pipeline)
+    terms, seen = stage(batch), noised(stage, batch)
+    prediction = stage._predict(seen, batch, stage._control(batch, seen)[0])
+    predicted = predicted_latents(stage.scheduler, seen, prediction, batch["timesteps"])
+    shares = stage.scheduler.alphas_cumprod[batch["timesteps"]]
+    torch.testing.assert_close(terms["coarse"], coarse_error(predicted, batch["latents"], None, shares))
+    torch.testing.assert_close(terms["loss"], terms["mse"] + 2 * terms["coarse"])
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_items_that_begin_elsewhere_are_compared_as_they_are_seen(before):
+    objective = replace(ROLLED_OUT, contrastive_weight=0.5, features="mid", before_zero_convolutions=before)
+    stage, batch = control_stage(objective), rolled_out_batch()
+    with torch.no_grad():
+        stage.trained["controlnet"].controlnet_mid_block.weight.normal_(generator=torch.Generator().manual_seed(4))
+    (whole,) = stage.compare([batch])
+    torch.testing.assert_close(whole.terms["contrastive"], stage(batch)["contrastive"])
+    assert stage.probe(batch)["feature_rms_back"] > 0
+    made = stage._first_fronts(batch, 2)
+    stage.objective = ROLLED_OUT
+    torch.testing.assert_close(stage._first_fronts(batch, 2), made)
+
+
+def test_a_pass_from_which_nothing_is_learned_leaves_all_weights_learning():
+    """Under autocast too, which keeps the weights that it has rounded."""
+    stage, whole = control_stage(ROLLED_OUT), control_stage(ROLLED_OUT)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = stage(rolled_out_batch())
+    terms["loss"].backward()
+    whole(rolled_out_batch())["loss"].backward()
+    for (name, weight), expected in zip(stage.named_parameters(), whole.parameters(), strict=True):
+        if expected.grad is not None and expected.grad.any():
+            assert weight.grad is not None and weight.grad.any(), name
+
+
+def test_how_steep_the_scores_are_is_seen_at_true_and_at_predicted_fronts():
+    stage, batch = control_stage(JUDGED), judged_batch()
+    seen, prediction = _prediction(stage, batch)
+    made = stage.adversary.decode(predicted_latents(stage.scheduler, seen, prediction, batch["timesteps"]))
+    discriminator, first = stage.trained["discriminator"], batch["back_control"][:1]
+    scores, disturbed = [], []
+    for front, disturbance in zip((batch["fronts"][:1], made[:1]), batch["disturbance"].split(1), strict=True):
+        scores.append(discriminator(front, first))
+        disturbed.append(discriminator(front + disturbance, first))
+    expected = smoothness_penalty(*([torch.cat(both) for both in zip(*each)] for each in (scores, disturbed)))
+    torch.testing.assert_close(stage.adversary.judge(batch, seen, prediction)["smoothness"], expected)
+
+
+BESIDES = {"adversarial_weight": 0.5, "adversarial_warmup_steps": 2, "coarse_weight": 1.0, "rollout_share": 0.5}
 
 
 def test_a_run_resumes_its_discriminator_and_leaves_it_out_of_its_pipeline(tmp_path):
@@ -317,7 +419,7 @@ def test_a_run_resumes_its_discriminator_and_leaves_it_out_of_its_pipeline(tmp_p
         tmp_path / "run",
         base_model=str(tmp_path / "base"),
         model=ModelSize(),
-        objective={"preset": "mse", "adversarial_weight": 0.5, "adversarial_warmup_steps": 2},
+        objective={"preset": "mse"} | BESIDES,
         discriminator_learning_rate=1e-3,
         stages={"joint": {}},
     )
@@ -330,7 +432,7 @@ def test_a_run_resumes_its_discriminator_and_leaves_it_out_of_its_pipeline(tmp_p
     TrainingRun(config).run()
     assert_equal_files(folder, whole)
     assert log(folder) == log(whole)
-    logged = {"adversarial", "adversarial_weight", "discriminator", "grad_norm_discriminator"}
+    logged = {"adversarial", "adversarial_weight", "discriminator", "grad_norm_discriminator", "coarse"}
     assert logged | {"discriminator_learning_rate"} <= set(log(folder)[0])
 
 

@@ -201,6 +201,18 @@ def test_what_is_shown_can_be_read_again(tmp_path):
         ("source_path: ''", "source_path is '': give a folder"),
         ("cache_dir: ' '", "cache_dir is ' ': give a folder"),
         ("controlnet: x", "controlnet is given without base_model"),
+        ("layers_per_block: 2", "layers_per_block is given without base_model: .*, so leave it out, or name one"),
+        ("{base_model: x, layers_per_block: 2, unet_lora_rank: 4}", "no convolution of the U-Net learns: new layers"),
+        (
+            "{base_model: x, layers_per_block: 2, stages: {joint: {unlock_unet: attention}}}",
+            "no convolution of the U-Net learns: new layers",
+        ),
+        (
+            "{batch_size: 2, objective: {rollout_share: 0.4, coarse_weight: 1, adversarial_weight: 1}}",
+            "objective.rollout_share is 0.4 and batch_size 2, which makes less than one pair: give more of either",
+        ),
+        ("{base_model: x, layers_per_block: 0}", "layers_per_block is 0: give a number of at least 1, or null"),
+        ("{base_model: x, layers_per_block: 1.5}", "layers_per_block is 1.5: give a whole number or null"),
         ("output_dir: 5", "output_dir is 5: give a text"),
         ("objective: mse", "objective is 'mse': write lines of the form `preset: value`"),
         ("objective: {preset: best}", "objective.preset 'best' does not exist: choose from mse, paper"),
@@ -381,6 +393,7 @@ def test_reading_a_config_needs_no_model_code():
 RUNS = {
     "lpc": list(STAGES),
     "mini": list(STAGES),
+    "mini-decide": ["joint"],
     "mini-finish": ["vae", "joint"],
     "mini-focus": ["vae", "joint"],
     "mini-more": ["joint"],
@@ -394,6 +407,9 @@ RUNS = {
 }
 
 
+ADVERSARIAL = ("mini-decide", "mini-sharpen")
+
+
 def test_every_shipped_file_is_tested():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(RUNS)
 
@@ -405,13 +421,15 @@ def test_every_shipped_config_resolves(name):
     for stage in RUNS[name]:
         objective = config.stage(stage).resolve_objective()
         assert config.stage(stage).max_steps >= 1
-        assert (objective in PRESETS.values()) == (name != "mini-sharpen")
+        assert (objective in PRESETS.values()) == (name not in ADVERSARIAL)
 
 
-def test_the_shipped_config_with_an_adversary_changes_nothing_else():
-    objective = load_config(CONFIGS / "mini-sharpen.yaml", output_dir="out").stage("joint").resolve_objective()
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_the_shipped_configs_with_an_adversary_change_nothing_else(name):
+    objective = load_config(CONFIGS / f"{name}.yaml", output_dir="out").stage("joint").resolve_objective()
     assert objective.adversarial_head_start_steps > 0 and objective.adversarial_weight > 0
-    names = {"timestep_shift", *(name for name in asdict(objective) if name.startswith("adversarial_"))}
+    names = {"timestep_shift", "coarse_weight", "rollout_share"}
+    names |= {name for name in asdict(objective) if name.startswith("adversarial_")}
     defaults = {name: getattr(PRESETS["mse"], name) for name in names}
     assert replace(objective, **defaults) == PRESETS["mse"]
 

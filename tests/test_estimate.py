@@ -15,7 +15,7 @@ from backshan_diffusers.training.config import ConfigError, ModelSize
 from backshan_diffusers.training.estimate import describe, rehearse, step_flops
 from backshan_diffusers.training.run import TrainingRun
 from backshan_diffusers.training.scratch import build_pipeline
-from backshan_diffusers.training.stages import StageModule
+from backshan_diffusers.training.stage_module import StageModule
 
 
 class TwoLayers(StageModule):

@@ -22,7 +22,8 @@ from backshan_diffusers.training.caching import cache_pairs
 from backshan_diffusers.training.config import ConfigError, TrainingConfig
 from backshan_diffusers.training.order import RandomOrder
 from backshan_diffusers.training.run import TrainingRun
-from backshan_diffusers.training.stages import PriorStage, denoising_target
+from backshan_diffusers.training.schedule import denoising_target
+from backshan_diffusers.training.stages import PriorStage
 
 
 def wardrobe(size: int, count: int = 6):

@@ -14,6 +14,7 @@ from backshan_diffusers.objective import (
     RMS_FLOOR,
     Objective,
     backshan_loss,
+    coarse_error,
     contrastive_cross_entropy,
     contrastive_terms,
     cosine_matrix,
@@ -215,6 +216,12 @@ def test_presets_are_those_of_the_documentation():
             assert ("noise of their own" in fronts) == (objective.front_latents == "independent")
 
 
+@pytest.mark.parametrize("given", [{}, {"adversarial_weight": 1.0}, {"coarse_weight": 1.0}])
+def test_rollouts_need_an_adversary_and_an_anchor(given):
+    with pytest.raises(ValueError, match="^objective.rollout_share needs an adversary and an anchor: give objective"):
+        Objective(rollout_share=0.5, **given)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -234,6 +241,10 @@ def test_presets_are_those_of_the_documentation():
         ("adversarial_pull", 0.0),
         ("adversarial_head_start_steps", -1),
         ("adversarial_warmup_steps", -1),
+        ("coarse_weight", -1.0),
+        ("rollout_share", -0.1),
+        ("rollout_share", 0.5),
+        ("rollout_share", 1.0),
         ("projection_width", 8),
         ("projection_width", 1),
     ],
@@ -241,6 +252,41 @@ def test_presets_are_those_of_the_documentation():
 def test_an_objective_that_makes_no_sense_is_refused(field, value):
     with pytest.raises(ValueError, match=f"^objective.{field} "):
         Objective(**{field: value})
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_coarse_error_equals_the_independent_formula(weighted):
+    generator = np.random.default_rng(2)
+    prediction, target = generator.normal(size=(2, 3, 3, 10, 12))
+    weights = generator.uniform(size=(3, 1, 10, 12))
+    weights[0, 0, :4, :4] = 0
+    weights, shares = (weights, np.array([0.5, 1.0, 2.0])) if weighted else (np.ones_like(weights), np.ones(3))
+    total = counted = 0.0
+    for item in range(3):
+        for top in (0, 4, 8):
+            for left in (0, 4, 8):
+                place = np.s_[top : top + 4, left : left + 4]
+                block = weights[item, 0][place]
+                if block.any():
+                    errors = ((prediction - target)[item][:, *place] * block).sum(axis=(1, 2)) / block.sum()
+                    total += shares[item] * (errors**2).mean() * block.mean()
+                counted += block.mean()
+    arguments = [prediction, target, *((weights, shares) if weighted else ())]
+    as_tensors = [torch.from_numpy(each) for each in arguments]
+    assert coarse_error(*as_tensors).item() == pytest.approx(total / counted, rel=1e-4)
+
+
+def test_the_coarse_error_sees_a_colour_and_no_detail():
+    front = torch.zeros(1, 1, 8, 8)
+    checks = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
+    assert coarse_error(front + checks, front) == 0
+    assert coarse_error(front + 0.5, front).item() == pytest.approx(0.25)
+    assert coarse_error(front + 0.5, front, torch.zeros(1, 1, 8, 8)) == 0
+
+
+@pytest.mark.parametrize(("share", "count", "expected"), [(0.5, 8, 4), (0.5, 3, 1), (0.9, 1, 0), (0.0, 8, 0)])
+def test_some_items_always_begin_at_their_own_front(share, count, expected):
+    assert Objective(adversarial_weight=1.0, coarse_weight=1.0, rollout_share=share).rolled_out(count) == expected
 
 
 def test_a_batch_of_blanked_backs_teaches_nothing():

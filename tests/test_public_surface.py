@@ -210,6 +210,8 @@ def test_presets_of_the_objective():
         "adversarial_pull": 1.0,
         "adversarial_head_start_steps": 0,
         "adversarial_warmup_steps": 0,
+        "coarse_weight": 0.0,
+        "rollout_share": 0.0,
     }
     middle = {"features": "mid", "pooled": True, "before_zero_convolutions": True}
     negatives = {"contrastive_weight": 0.5, "contrast": "negatives", "temperature": 0.5}

@@ -19,8 +19,9 @@ from backshan_diffusers.objective import (
 )
 from backshan_diffusers.training.batches import StepSampler
 from backshan_diffusers.training.run import TrainingRun
+from backshan_diffusers.training.schedule import denoising_target
 from backshan_diffusers.training.scratch import seeded
-from backshan_diffusers.training.stages import AutoencoderStage, ControlStage, PriorStage, denoising_target
+from backshan_diffusers.training.stages import AutoencoderStage, ControlStage, PriorStage
 
 MID = Objective(contrastive_weight=0.5, features="mid", pooled=True, before_zero_convolutions=True)
 

@@ -46,8 +46,10 @@ from backshan_diffusers.training.checkpoints import checkpoint_steps
 from backshan_diffusers.training.config import STAGES, ConfigError, ModelSize
 from backshan_diffusers.training.order import LikenessOrder, RandomOrder, describe_by_attributes
 from backshan_diffusers.training.run import Previews, TrainingRun
+from backshan_diffusers.training.schedule import denoising_target, noise_schedule
 from backshan_diffusers.training.scratch import build_controlnet, build_pipeline
-from backshan_diffusers.training.stages import PriorStage, denoising_target, learning, noise_schedule
+from backshan_diffusers.training.stage_module import learning
+from backshan_diffusers.training.stages import PriorStage
 from backshan_diffusers.training.trainer import StageTrainer, learning_rate_factor
 from backshan_diffusers.training.validation import generate, rebuild
 from backshan_diffusers.training.whitening import whiten_latents
@@ -224,6 +226,18 @@ def test_fronts_get_noise_of_their_own_where_they_are_to_see_it():
     assert not torch.equal(batch["noise"], batch["front_noise"])
     for other in (PRESETS["mse"], PRESETS["paper"]):
         assert list(noise_batch(other, latents, torch.Generator())) == ["noise"]
+
+
+def test_what_is_predicted_first_has_noise_of_its_own():
+    """As where sampling begins: without an offset."""
+    objective = Objective(adversarial_weight=1.0, coarse_weight=1.0, rollout_share=0.5, noise_offset=9.0)
+    latents = torch.zeros(5, 4, 8, 8)
+    batch = noise_batch(objective, latents, torch.Generator().manual_seed(0))
+    assert {name: len(noise) for name, noise in batch.items()} == {"noise": 5, "first_noise": 2}
+    assert not torch.equal(batch["noise"][:2], batch["first_noise"])
+    assert batch["first_noise"].std() == pytest.approx(1, abs=0.2) and batch["noise"].std() > 3
+    plain = noise_batch(Objective(noise_offset=9.0), latents, torch.Generator().manual_seed(0))
+    assert torch.equal(batch["noise"], plain["noise"])
 
 
 def test_offset_noise_is_constant_over_a_channel():

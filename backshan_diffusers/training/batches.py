@@ -20,6 +20,9 @@ from .order import LikenessOrder, RandomOrder
 CROP_CANDIDATES = 4
 """Random crops of which the most detailed one is learned from."""
 
+DISTURBED = 4
+"""Of so many true fronts, and of as many predicted ones, one is disturbed: a part of them costs a part."""
+
 DISTURBANCE = 0.05
 """Standard deviation of what is added to fronts in [-1, 1], about that of a sensor's noise."""
 
@@ -210,21 +213,27 @@ def kept_cells(faces: np.ndarray, factor: int) -> torch.Tensor:
 
 
 def noise_batch(objective: Objective, latents: torch.Tensor, generator: torch.Generator) -> dict:
-    """Gaussian noise for a batch's latents, and, where the objective wants another one, for the fronts compared."""
-    names = (
-        ["noise", "front_noise"] if objective.compares_fronts and objective.front_latents != "shared" else ["noise"]
-    )
-    return {name: _noise(latents.shape, objective.noise_offset, generator) for name in names}
+    """Gaussian noise for a batch's latents, and, where the objective wants another one, for the fronts compared, and
+    for those that are predicted first."""
+    counts = {"noise": len(latents)}
+    if objective.compares_fronts and objective.front_latents != "shared":
+        counts["front_noise"] = len(latents)
+    shape = latents.shape[1:]
+    batch = {name: _noise((count, *shape), objective.noise_offset, generator) for name, count in counts.items()}
+    if rolled_out := objective.rolled_out(len(latents)):
+        batch["first_noise"] = _noise((rolled_out, *shape), 0, generator)  # as sampling begins
+    return batch
 
 
-def _noise(shape: torch.Size, offset: float, generator: torch.Generator) -> torch.Tensor:
+def _noise(shape: tuple[int, ...], offset: float, generator: torch.Generator) -> torch.Tensor:
     noise = torch.randn(shape, generator=generator)
     return noise + offset * torch.randn(*shape[:2], 1, 1, generator=generator) if offset else noise
 
 
 def disturbance_batch(count: int, side: int, generator: torch.Generator) -> torch.Tensor:
-    """What is added to fronts to see how steep a discriminator is: `count x 3 x side x side`."""
-    return DISTURBANCE * torch.randn(count, 3, side, side, generator=generator)
+    """What is added to every `DISTURBED`th of `count` true and of `count` predicted fronts to see how steep a
+    discriminator is: `2D x 3 x side x side`."""
+    return DISTURBANCE * torch.randn(2 * len(range(0, count, DISTURBED)), 3, side, side, generator=generator)
 
 
 def timestep_batch(size: int, total: int, shift: float, generator: torch.Generator) -> torch.Tensor:

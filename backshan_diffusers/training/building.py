@@ -32,8 +32,10 @@ from .batches import (
 from .caching import PairArrays, cache_edges, cache_latents, cache_prompts, encode, read_attributes, to_pixels
 from .config import TrainingConfig, check
 from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
+from .schedule import noise_schedule
 from .scratch import seeded
-from .stages import AutoencoderStage, Batch, ControlStage, PriorStage, StageModule, noise_schedule
+from .stage_module import Batch, StageModule
+from .stages import AutoencoderStage, ControlStage, PriorStage
 
 BatchMaker = Callable[[int, StepSampler], Batch]
 
@@ -201,6 +203,8 @@ class StageBuilder:
                 weight = objective.weight_at(number // config.gradient_accumulation_steps)
                 batch["contrastive_weight"] = torch.tensor(weight)
                 batch["shown"], batch["groups"] = shown, step_pairs.groups()
+            if objective.coarse_weight:
+                batch["coarse_weight"] = torch.tensor(objective.coarse_weight)
             if objective.adversarial_weight:
                 weight = objective.adversarial_weight_at(number // config.gradient_accumulation_steps)
                 batch["adversarial_weight"] = torch.tensor(weight)

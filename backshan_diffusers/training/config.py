@@ -162,6 +162,13 @@ class TrainingConfig:
             "Folder or Hub id of a ControlNet to begin from. None: the base's, or a copy of its U-Net's encoder."
         ),
     )
+    layers_per_block: int | None = field(
+        default=None,
+        metadata=_of_run(
+            "Layers to which each block of the U-Net and the ControlNet of base_model grows; new ones begin as"
+            " the identity. None: as many as it has."
+        ),
+    )
     model: ModelSize = field(default_factory=ModelSize, metadata=_of_run("Shape of a model from nothing."))
     source: str = field(default="wardrobe", metadata=_of_run("Source of the pairs, a name `load_pairs` knows."))
     source_path: str | None = field(
@@ -321,6 +328,17 @@ class TrainingConfig:
             f"unet_lora_rank and unlock_unet {self.unlock_unet} are both given: adapters learn in place of the U-Net's"
             " own weights, so leave one of them out.",
         )
+        check(
+            self.layers_per_block is None or (self.unet_lora_rank is None and self.unlock_unet != "attention"),
+            "layers_per_block is given, and with unet_lora_rank or unlock_unet attention no convolution of the U-Net"
+            " learns: new layers would do nothing for ever, so leave one of them out.",
+        )
+        objective = self.resolve_objective()
+        check(
+            not objective.rollout_share or objective.rolled_out(self.batch_size),
+            f"objective.rollout_share is {objective.rollout_share} and batch_size {self.batch_size}, which makes less"
+            " than one pair: give more of either.",
+        )
         try:
             self.augmentation()
         except ValueError as error:
@@ -336,6 +354,8 @@ class TrainingConfig:
         for name in _SHARES:
             check(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}: give a share from 0 to 1.")
         check(0 <= self.seed < 2**63, f"seed is {self.seed}: give a number from 0 to 2**63 - 1.")
+        layers = self.layers_per_block
+        check(layers is None or layers >= 1, f"layers_per_block is {layers}: give a number of at least 1, or null.")
         rank = self.unet_lora_rank
         check(rank is None or rank >= 1, f"unet_lora_rank is {rank}: give a number of at least 1, or null.")
         check(0 <= self.adam_beta1 < 1, f"adam_beta1 is {self.adam_beta1}: give a share from 0 to below 1.")
@@ -356,6 +376,11 @@ class TrainingConfig:
             check(
                 self.controlnet is None,
                 "controlnet is given without base_model: name the pipeline that it belongs to.",
+            )
+            check(
+                self.layers_per_block is None,
+                "layers_per_block is given without base_model: a model from nothing has one layer in each block,"
+                " so leave it out, or name one.",
             )
             self.check_crops(self.model.image_size, self.model.vae_factor)
         else:

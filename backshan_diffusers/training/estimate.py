@@ -18,7 +18,7 @@ from .config import TrainingConfig
 from .order import RandomOrder
 from .run import TrainingRun
 from .savings import optimizer_bytes, save_activations
-from .stages import Batch, StageModule, learning
+from .stage_module import Batch, StageModule, learning
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import reduce
 from torch.distributed.tensor import DTensor
 
-from .stages import Batch, StageModule, Terms
+from .stage_module import Batch, StageModule, Terms
 
 AS_GOOD = 0.9
 """A blank back does as well as the real one if its pair accuracy is at least this share of the real one's: of a batch
@@ -30,7 +30,8 @@ def probe_stage(module: StageModule, batch: Batch) -> Terms:
     contested = module.contested()
     if not contested or any(isinstance(weight, DTensor) for weight in contested):
         return module.probe(batch)
-    batch = batch | {"adversarial_weight": torch.zeros(())}  # a third term, which is not one of the two
+    # further terms, which are none of the two
+    batch = batch | {name: torch.zeros(()) for name in ("adversarial_weight", "coarse_weight")}
     # A pass for each term: compiled models keep nothing for a second way back.
     mse = _gradient_norm(module(batch)["mse"], contested)
     terms = module(batch)

@@ -32,13 +32,14 @@ from .building import StageBuilder
 from .caching import PairArrays, cache_pairs, fingerprint, key_of, read_attributes, read_item_ids, rows_key
 from .checkpoints import checkpoint_steps
 from .config import NEEDED, ConfigError, TrainingConfig, check
+from .growth import grow
 from .logs import append_row, csv_step, drop_later_lines
 from .lora import save_lora
 from .records import check_record, write_record
 from .savings import autocast, check_machine, round_frozen
 from .scratch import build_controlnet, build_pipeline
 from .sharding import check_shardable
-from .stages import StageModule
+from .stage_module import StageModule
 from .trackers import check_tracker, tracker_arguments, tracking
 from .trainer import StageTrainer
 from .validation import SHEET_ROWS, front_masks, generate, rebuild, score, write_sheet
@@ -162,6 +163,8 @@ class TrainingRun(StageBuilder):
         elif self.config.base_model is not None:
             config = self.config
             pipeline = open_base(config.base_model, config.seed, config.controlnet, **self._recorded())
+            if config.layers_per_block is not None:
+                grow(pipeline, config.layers_per_block, config.seed)
         else:
             pipeline = build_pipeline(self.config.model, self.config.seed, **self._recorded_from_nothing())
         pipeline.set_progress_bar_config(disable=True)

@@ -13,7 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from .config import TrainingConfig, check
-from .stages import StageModule
+from .stage_module import StageModule
 
 HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What autocast computes in, by accelerate's name of the mixed precision."""

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .checkpoints import Stateful
 from .config import TrainingConfig, check
-from .stages import learning
+from .stage_module import learning
 
 
 def check_shardable(config: TrainingConfig, engine: str) -> None:

@@ -3,102 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from accelerate import PartialState
-from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
-from torch.nn.grad import conv2d_weight
 
 from ..models import BackshanControlNetModel, BackshanControlNetOutput
 from ..models.controlnet_backshan import chosen_features
 from ..objective import (
     Objective,
     backshan_loss,
-    bounded_adversarial_weight,
+    coarse_error,
     cosine_matrix,
     min_snr_weights,
     noise_mse,
     pair_accuracy,
-    relativistic_loss,
-    smoothness_penalty,
 )
-from .config import ConfigError
+from .adversary import Adversary
 from .contrast import Comparison, ComparisonHead, compare
 from .discriminator import FrontDiscriminator
 from .lora import add_lora
+from .schedule import alpha_bars, denoising_target, predicted_latents
 from .scratch import OPPONENT_COLOURS
-
-FLOAT16_SCALE = 2.0**10
-"""How many times as large slopes are on their way through the discriminator and the autoencoder, which may be in half
-precision and lose small ones."""
-
-Batch = dict[str, torch.Tensor]
-"""What a micro-batch of `B` pairs holds, by name; `S` is a picture's or crop's side in px, `h` that of its latents.
-
-    every stage         items `B` int64; noise, of the shape of the latents
-    vae                 pixels `2B x 3 x S x S` in [-1, 1], weights `2B x 1 x S x S`
-    all other stages    latents `B x C x h x h`, prompts `B x T x E`, timesteps `B` int64; weights `B x 1 x h x h`
-                        where not all cells count alike
-    controlnet, joint   back_control `B x K x S x S`, a control tensor, see `conditioning.py`
-    with an adversary   adversarial_weight, a scalar; fronts `B x 3 x S x S` in [-1, 1]; disturbance, likewise
-    with a comparison   shown `B` bool, groups `B` int64, contrastive_weight, a scalar; where fronts are compared
-                        front_control, as back_control, blank_control `1 x K x S x S`, that of a white picture, and
-                        for some choices of their latents front_noise and back_latents, as noise and latents
-"""
-
-Terms = dict[str, torch.Tensor]
-"""Scalars by name; `loss` is minimised, the others are watched."""
-
-
-def learning(module: nn.Module) -> list[nn.Parameter]:
-    """The weights of a module that learn."""
-    return [weight for weight in module.parameters() if weight.requires_grad]
-
-
-class StageModule(nn.Module):
-    """A loss with the models it trains.
-
-    Subclasses fill `trained` (name of the pipeline component -> module) and implement `forward(batch)`, a function of
-    the batch alone, whatever is random being part of it; it returns scalars of which `loss` is minimised. Frozen
-    models are held outside of the module tree, so that they are neither wrapped nor saved.
-    """
-
-    def __init__(self, trained: dict[str, nn.Module], frozen: dict[str, nn.Module]):
-        super().__init__()
-        self.trained = nn.ModuleDict(trained)
-        object.__setattr__(self, "frozen", frozen)
-        for model in trained.values():
-            model.requires_grad_(True).train()
-        for model in frozen.values():
-            model.requires_grad_(False).eval()
-
-    def component(self, name: str) -> nn.Module:
-        """The model of that name, trained or frozen."""
-        return self.trained[name] if name in self.trained else self.frozen[name]
-
-    def named_trained(self) -> Iterator[tuple[str, nn.Module]]:
-        """The trained models by component name."""
-        yield from self.trained.items()
-
-    def models(self) -> Iterator[ModelMixin]:
-        """The models that a step goes through, trained or frozen."""
-        yield from (each for each in (*self.trained.values(), *self.frozen.values()) if isinstance(each, ModelMixin))
-
-    def compare(self, batches: Iterable[Batch]) -> list[Comparison]:
-        """What has to be computed over all micro-batches of a step before any of them; empty if nothing has."""
-        return []
-
-    def contested(self) -> list[nn.Parameter]:
-        """Weights at which `mse` and another term of the loss pull; empty where the loss is one term."""
-        return []
-
-    def probe(self, batch: Batch) -> Terms:
-        """Scalars that are worth a look now and then, and no step needs."""
-        return {}
+from .stage_module import Batch, StageModule, Terms, learning
 
 
 class AutoencoderStage(StageModule):
@@ -186,8 +116,11 @@ class ControlStage(StageModule):
             for part in _unet_parts(unet, train_unet):
                 part.requires_grad_(True)
         self.scheduler, self.objective = scheduler, objective
+        self.adversary = None
         if objective.adversarial_weight:
-            self.trained["discriminator"] = FrontDiscriminator(controlnet.config.conditioning_channels)
+            discriminator = FrontDiscriminator(controlnet.config.conditioning_channels)
+            self.trained["discriminator"] = discriminator
+            self.adversary = Adversary(discriminator, vae, unet, scheduler, objective.adversarial_pull)
         self.head = ComparisonHead(objective, _pooled_width(controlnet, objective.features))
 
     def named_trained(self) -> Iterator[tuple[str, nn.Module]]:
@@ -204,23 +137,38 @@ class ControlStage(StageModule):
             comparison: the contrastive term where it was computed over more pairs than these.
             parts: micro-batches of this step.
         """
-        noised = self._noised(batch["latents"], batch["noise"], batch)
+        noised = self._noised_fronts(batch)
         output, features = self._control(batch, noised)
-        with _inputs_of(self._last_layer()) if self.objective.adversarial_weight else nullcontext() as inputs:
+        with self.adversary.listen() if self.adversary else nullcontext() as inputs:
             prediction = self._predict(noised, batch, output).float()
-        target, weights = denoising_target(self.scheduler, batch), batch.get("weights")
-        mse = noise_mse(prediction, target, weights, self._item_weights(batch))
+        mse = self._squared_error(batch, prediction)
         loss, watched = mse, {}
         if self.objective.contrastive_weight:
             contrastive, watched = self._contrastive(batch, features, comparison, parts)
             loss = backshan_loss(mse, contrastive, batch["contrastive_weight"])
-        if self.objective.adversarial_weight:
-            judged = self._judged(batch, noised, prediction)
-            judged |= self._bounded(mse, judged["adversarial"], prediction, inputs[0], batch["adversarial_weight"])
-            loss = loss + judged["adversarial_weight"] * judged["adversarial"]
-            loss = loss + judged["discriminator"] + judged["smoothness"]
-            watched = watched | {name: term.detach() for name, term in judged.items()}
+        if self.objective.coarse_weight:
+            coarse = self._coarse_error(batch, noised, prediction)
+            loss, watched = loss + batch["coarse_weight"] * coarse, {**watched, "coarse": coarse.detach()}
+        if self.adversary:
+            added = self.adversary.judge(batch, noised, prediction)
+            weight = batch["adversarial_weight"]
+            bounded = self.adversary.bound(mse, added.pop("adversarial"), prediction, inputs[0], weight)
+            loss = loss + bounded["adversarial_weight"] * bounded["adversarial"] + sum(added.values())
+            watched = watched | {name: term.detach() for name, term in (bounded | added).items()}
         return {"loss": loss, "mse": mse, **watched}
+
+    def _squared_error(self, batch: Batch, prediction: torch.Tensor) -> torch.Tensor:
+        """L_MSE over the items whose own fronts were noised."""
+        first = self.objective.rolled_out(len(prediction))
+        parts = prediction, denoising_target(self.scheduler, batch), batch.get("weights"), self._item_weights(batch)
+        return noise_mse(*(None if part is None else part[first:] for part in parts))
+
+    def _coarse_error(self, batch: Batch, noised: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        """L_R. Where noise is predicted, latents count by the share of signal: of noise alone they can be anything."""
+        predicted = predicted_latents(self.scheduler, noised, prediction, batch["timesteps"])
+        is_noise = self.scheduler.config.prediction_type == "epsilon"
+        kept = alpha_bars(self.scheduler, batch["timesteps"]) if is_noise else None
+        return coarse_error(predicted, batch["latents"], batch.get("weights"), kept)
 
     def _contrastive(
         self, batch: Batch, features: list[torch.Tensor], comparison: Comparison | None, parts: int
@@ -234,67 +182,6 @@ class ControlStage(StageModule):
         learned = {} if temperature is None else {"temperature": temperature}
         return comparison.carried_by(features, temperature, shares), {**comparison.terms, **learned}
 
-    def _judged(self, batch: Batch, noised: torch.Tensor, prediction: torch.Tensor) -> Terms:
-        """What the discriminator thinks of the predicted fronts, and what it learns from them itself.
-
-        A front counts by the share of noise it was predicted from: with little of it, it is nearly the true one. The
-        true ones are as they were drawn or taken, so that edges which the autoencoder loses are asked for too.
-        """
-        weights = (1 - alpha_bars(self.scheduler, batch["timesteps"]))[:, None, None, None] * batch.get(
-            "weights", torch.ones_like(noised[:, :1])
-        )
-        predicted = predicted_latents(self.scheduler, noised, prediction, batch["timesteps"])
-        seen = (batch["fronts"], self._decoded(predicted))
-        true_fronts, predicted_fronts = (_without_masked(each, batch) for each in seen)
-        discriminator, controls = self.trained["discriminator"], batch["back_control"]
-        fooled = discriminator.as_it_is(predicted_fronts, controls)
-        fronts = torch.cat([true_fronts, predicted_fronts.detach()])
-        controls, disturbance = controls.repeat(2, 1, 1, 1), batch["disturbance"].repeat(2, 1, 1, 1)
-        scores, disturbed = (discriminator(each, controls) for each in (fronts, fronts + disturbance))
-        true, made = zip(*(scale.chunk(2) for scale in scores), strict=True)
-        return {
-            "adversarial": relativistic_loss([each.detach() for each in true], fooled, weights),
-            "discriminator": relativistic_loss(made, true, weights),
-            "smoothness": smoothness_penalty(scores, disturbed),
-        }
-
-    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
-        """The pictures that latents stand for."""
-        vae = self.frozen["vae"]
-        return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
-
-    def _bounded(
-        self,
-        mse: torch.Tensor,
-        adversarial: torch.Tensor,
-        prediction: torch.Tensor,
-        inputs: torch.Tensor,
-        weight: torch.Tensor,
-    ) -> Terms:
-        """`adversarial`, with its way back already gone as far as the prediction, and `adversarial_weight`, bounded as
-        [`bounded_adversarial_weight`] has it.
-
-        Args:
-            mse, adversarial, weight: scalars, the last being mu.
-            prediction: what the first two come from, `B x C x h x h` float32.
-            inputs: those of the U-Net's last layer, `B x W x h x h`.
-        """
-        layer, slopes = self._last_layer(), {}
-        slopes["mse"] = torch.autograd.grad(mse, prediction, retain_graph=True)[0]
-        slopes["adversarial"] = torch.autograd.grad(adversarial * FLOAT16_SCALE, prediction)[0] / FLOAT16_SCALE
-        norms = [
-            conv2d_weight(inputs.detach().float(), layer.weight.shape, slopes[name], padding=layer.padding).norm()
-            for name in ("mse", "adversarial")
-        ]
-        linear = (slopes["adversarial"] * prediction).sum()
-        return {
-            "adversarial": adversarial.detach() + linear - linear.detach(),
-            "adversarial_weight": bounded_adversarial_weight(weight, self.objective.adversarial_pull, *norms),
-        }
-
-    def _last_layer(self) -> nn.Conv2d:
-        return self.component("unet").conv_out
-
     @torch.no_grad()
     def compare(self, batches: Iterable[Batch]) -> list[Comparison]:
         """The contrastive term over all pairs of the micro-batches, of which one at a time is in memory."""
@@ -302,7 +189,7 @@ class ControlStage(StageModule):
             return []
         made, groups, shown = [], [], []
         for batch in batches:
-            made.append(self._control(batch, self._noised(batch["latents"], batch["noise"], batch))[1])
+            made.append(self._control(batch, self._noised_fronts(batch))[1])
             groups.append(batch["groups"])
             shown.append(batch["shown"])
         features = [torch.cat(parts) for parts in zip(*made, strict=True)]
@@ -326,7 +213,7 @@ class ControlStage(StageModule):
         """
         if not self.objective.compares_fronts:
             return {}
-        noised, backs = self._noised(batch["latents"], batch["noise"], batch), batch["back_control"]
+        noised, backs = self._noised_fronts(batch), batch["back_control"]
         groups = None if self.objective.same_group_negatives else batch["groups"]
         # A back that stands in for another of the same outfit is no wrong one.
         shown = batch["shown"] & batch["shown"].roll(1, 0) & (batch["groups"] != batch["groups"].roll(1, 0))
@@ -412,6 +299,25 @@ class ControlStage(StageModule):
             output, objective.features, objective.pooled, objective.before_zero_convolutions, mirrored
         )
 
+    def _noised_fronts(self, batch: Batch) -> torch.Tensor:
+        """What the U-Net sees: noised latents of the fronts, and of the first ones, where the objective wants it, of
+        what the models make of them now."""
+        latents = batch["latents"]
+        if rolled_out := self.objective.rolled_out(len(latents)):
+            latents = torch.cat([self._first_fronts(batch, rolled_out), latents[rolled_out:]])
+        return self._noised(latents, batch["noise"], batch)
+
+    @torch.no_grad()
+    def _first_fronts(self, batch: Batch, count: int) -> torch.Tensor:
+        """The latents that the first `count` items are predicted to have from noise alone, where sampling begins."""
+        noise, last = batch["first_noise"], self.scheduler.config.num_train_timesteps - 1
+        first = {name: batch[name][:count] for name in ("prompts", "back_control")}
+        first["timesteps"] = torch.full_like(batch["timesteps"][:count], last)
+        output = self._pass([(noise, first["back_control"])], first, residuals_of=count)
+        prediction = self._predict(noise, first, output)
+        torch.clear_autocast_cache()  # in which weights would be kept without their way back
+        return predicted_latents(self.scheduler, noise, prediction, first["timesteps"])
+
     def _noised(self, latents: torch.Tensor, noise: torch.Tensor, batch: Batch) -> torch.Tensor:
         return self.scheduler.add_noise(latents, noise, batch["timesteps"])
 
@@ -420,24 +326,6 @@ class ControlStage(StageModule):
             return None
         kept = alpha_bars(self.scheduler, batch["timesteps"])
         return min_snr_weights(kept, self.objective.min_snr_gamma, self.scheduler.config.prediction_type)
-
-
-def _without_masked(fronts: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Fronts as a discriminator sees them: with what counts nothing, a masked face, in grey."""
-    if "weights" not in batch:
-        return fronts
-    return fronts * F.interpolate((batch["weights"] > 0).to(fronts.dtype), fronts.shape[-2:])
-
-
-@contextmanager
-def _inputs_of(layer: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """What goes into a layer meanwhile."""
-    inputs = []
-    handle = layer.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
-    try:
-        yield inputs
-    finally:
-        handle.remove()
 
 
 def _unet_parts(unet: UNet2DConditionModel, name: str) -> list[nn.Module]:
@@ -451,43 +339,6 @@ def _unet_parts(unet: UNet2DConditionModel, name: str) -> list[nn.Module]:
     if name == "attention":
         return [module for module in unet.modules() if isinstance(module, Attention)]
     return [unet]
-
-
-def noise_schedule(scheduler: SchedulerMixin) -> DDIMScheduler:
-    """The schedule a pipeline was made for, in a form that adds noise, whatever sampler the pipeline comes with.
-
-    Raises:
-        ConfigError: if the U-Net predicts neither noise nor velocity.
-    """
-    schedule = DDIMScheduler.from_config(scheduler.config)
-    if schedule.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise ConfigError(
-            f"the U-Net predicts {schedule.config.prediction_type}: begin from one that predicts epsilon or velocity."
-        )
-    return schedule
-
-
-def denoising_target(scheduler: DDIMScheduler, batch: Batch) -> torch.Tensor:
-    """What the U-Net has to predict from the noised `latents` of a batch: its `noise`, or the velocity."""
-    if scheduler.config.prediction_type == "v_prediction":
-        return scheduler.get_velocity(batch["latents"], batch["noise"], batch["timesteps"])
-    return batch["noise"]
-
-
-def alpha_bars(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    """alpha_t squared of `B` timesteps."""
-    return scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-
-
-def predicted_latents(
-    scheduler: DDIMScheduler, noised: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor
-) -> torch.Tensor:
-    """The latents that a prediction of the U-Net stands for, `B x C x h x h` float32."""
-    kept = alpha_bars(scheduler, timesteps)[:, None, None, None]
-    signal, noise = kept.sqrt(), (1 - kept).sqrt()
-    if scheduler.config.prediction_type == "v_prediction":
-        return signal * noised - noise * prediction.float()
-    return (noised - noise * prediction.float()) / signal
 
 
 def _mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

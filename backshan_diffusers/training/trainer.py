@@ -23,7 +23,7 @@ from .logs import append_line, drop_later_lines, json_step, peak_memory
 from .probes import doubt, probe_stage
 from .savings import AveragedWeights, autocast, compile_blocks, new_optimizer, round_frozen, save_activations
 from .sharding import Whole, averaged_copies, put_together, whole_copies
-from .stages import Batch, StageModule, Terms, learning
+from .stage_module import Batch, StageModule, Terms, learning
 from .zero import PartedOptimizer
 
 _logger = logging.getLogger(__name__)
