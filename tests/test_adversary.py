@@ -1,6 +1,7 @@
 """A discriminator that learns beside a ControlNet: who learns from what, and that it leaves with the training."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from backshan_diffusers.objective import (
 )
 from backshan_diffusers.training.batches import StepSampler
 from backshan_diffusers.training.checkpoints import checkpoint_path
-from backshan_diffusers.training.config import ModelSize
+from backshan_diffusers.training.config import ConfigError, ModelSize
 from backshan_diffusers.training.discriminator import FrontDiscriminator
 from backshan_diffusers.training.probes import probe_stage
 from backshan_diffusers.training.run import TrainingRun
@@ -411,6 +412,16 @@ def test_how_steep_the_scores_are_is_seen_at_true_and_at_predicted_fronts():
 
 
 BESIDES = {"adversarial_weight": 0.5, "adversarial_warmup_steps": 2, "coarse_weight": 1.0, "rollout_share": 0.5}
+
+
+def test_a_share_that_is_no_pair_is_refused(tmp_path):
+    """In the stages that have one; the others do not look at it."""
+    objective = {"preset": "mse"} | BESIDES | {"rollout_share": 0.4}
+    message = "rollout_share of joint is 0.4 and its batch_size 2, which makes less than one pair: give more of either"
+    for size in (2, 3):
+        stages = {"vae": {}, "prior": {}, "joint": {"batch_size": size}}
+        with pytest.raises(ConfigError, match=message) if size == 2 else nullcontext():
+            TrainingRun(tiny_config(tmp_path, objective=objective, stages=stages))
 
 
 def test_a_run_resumes_its_discriminator_and_leaves_it_out_of_its_pipeline(tmp_path):

@@ -333,12 +333,6 @@ class TrainingConfig:
             "layers_per_block is given, and with unet_lora_rank or unlock_unet attention no convolution of the U-Net"
             " learns: new layers would do nothing for ever, so leave one of them out.",
         )
-        objective = self.resolve_objective()
-        check(
-            not objective.rollout_share or objective.rolled_out(self.batch_size),
-            f"objective.rollout_share is {objective.rollout_share} and batch_size {self.batch_size}, which makes less"
-            " than one pair: give more of either.",
-        )
         try:
             self.augmentation()
         except ValueError as error:

@@ -90,7 +90,8 @@ class TrainingRun(StageBuilder):
     Raises:
         ConfigError: if the tracker is not installed, this machine lacks something else that the config asks for,
             accelerate was told to use an engine that is not supported, pairs are to be compared with each other of
-            which a step has one, or the output_dir lies in the folder of a pipeline or a model.
+            which a step has one, rollouts are a share that is no pair, or the output_dir lies in the folder of a
+            pipeline or a model.
     """
 
     def __init__(self, config: TrainingConfig, previews: Previews | None = None):
@@ -101,6 +102,7 @@ class TrainingRun(StageBuilder):
         if model := model_around(self.output_dir):
             raise ConfigError(f"output_dir {self.output_dir} lies in {model}, which holds a model: give another one.")
         self._check_comparisons()
+        self._check_rollouts()
 
     def run(self) -> Path:
         """Run the stages; returns the folder of the finished pipeline.
@@ -133,6 +135,17 @@ class TrainingRun(StageBuilder):
             parts = config.gradient_accumulation_steps if config.cached_contrast else 1
             compared = min(config.batch_size * parts * self.accelerator.num_processes, config.train_pairs)
             check(compared > 1, f"{name} compares the pairs of a step with each other, but a step has one: {_REMEDY}")
+
+    def _check_rollouts(self) -> None:
+        """Refuse shares of a micro-batch that are no pair."""
+        for name in self.config.stage_names():
+            config = self.config.stage(name)
+            objective = config.resolve_objective()
+            check(
+                name in NEEDED or not objective.rollout_share or objective.rolled_out(config.batch_size),
+                f"objective.rollout_share of {name} is {objective.rollout_share} and its batch_size"
+                f" {config.batch_size}, which makes less than one pair: give more of either.",
+            )
 
     def _check_outfits(self, pairs: PairArrays) -> None:
         """Refuse pairs of one outfit, which are no negatives of each other, where pairs are compared."""
