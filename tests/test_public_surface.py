@@ -159,8 +159,9 @@ def test_options_of_the_training_script():
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     of_run = {
-        *("output_dir", "base_model", "controlnet", "source", "source_path", "train_pairs", "validation_pairs"),
-        *("conditioning", "mirror", "prompt", "seed", "mask_face", "cache_dir", "report_to", "accept_changes"),
+        *("output_dir", "base_model", "controlnet", "layers_per_block", "source", "source_path", "train_pairs"),
+        *("validation_pairs", "conditioning", "mirror", "prompt", "seed", "mask_face", "cache_dir", "report_to"),
+        "accept_changes",
     }
     of_stage = {
         *("condition_dropout", "prompt_dropout", "crop_sizes", "kl_weight", "edge_weight", "colour_weight"),

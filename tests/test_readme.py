@@ -27,7 +27,7 @@ BLOCK = re.compile(
 MARK = re.compile(r"^<!-- not run", re.M)
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 PRINTS = re.compile(r"^print\(.+\)  # prints (.+)$", re.M)
-NOT_RUN = 11
+NOT_RUN = 12
 """Blocks that are marked as not run; another one should be a decision."""
 
 
