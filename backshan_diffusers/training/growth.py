@@ -56,9 +56,7 @@ def grow(pipeline: BackToFrontPipeline, layers: int, seed: int) -> None:
 
 def _take_over(old: nn.Module, new: nn.Module, before: int, layers: int) -> None:
     """Copy the weights of a model into one with more layers, and let what is left have no effect."""
-    residuals = (
-        _residual_sources(len(new.down_blocks), before, layers) if hasattr(new, "controlnet_down_blocks") else []
-    )
+    residuals = _residual_sources(len(new.down_blocks), before, layers)  # a U-Net has none, and asks for none
     weights, known = new.state_dict(), old.state_dict()
     for name in weights:
         source = _source(name, residuals, before, layers)

@@ -315,7 +315,7 @@ class ControlStage(StageModule):
         first["timesteps"] = torch.full_like(batch["timesteps"][:count], last)
         output = self._pass([(noise, first["back_control"])], first, residuals_of=count)
         prediction = self._predict(noise, first, output)
-        torch.clear_autocast_cache()  # in which weights would be kept without their way back
+        torch.clear_autocast_cache()  # in which older torch keeps weights without their way back
         return predicted_latents(self.scheduler, noise, prediction, first["timesteps"])
 
     def _noised(self, latents: torch.Tensor, noise: torch.Tensor, batch: Batch) -> torch.Tensor:
