@@ -194,6 +194,8 @@ def _training(record: Mapping[str, Any]) -> str:
         sentences.append(f"The run went on from {base}: the steps that were taken until then are not counted.")
     if record.get("accepted"):
         sentences.append("The first steps had other values, as `accepted` says.")
+    if record.get("captions"):
+        sentences.append("A prompt may go on, after commas, with the words of `captions`.")
     return f"{' '.join(sentences)} All settings of this stage:\n\n{told}"
 
 

@@ -28,13 +28,15 @@ from backshan_diffusers.evaluation import (
     summarise_sides,
 )
 from backshan_diffusers.files import write_text
+from backshan_diffusers.model_record import record_of
 from backshan_diffusers.pictures import save_picture
 from backshan_diffusers.sheets import picture_sheet
+from backshan_diffusers.training.captions import caption, read_rule
 from backshan_diffusers.training.options import load_config
 
-GENERATED, MIRRORED = "generated", "mirrored back"
+GENERATED, MIRRORED, TOLD = "generated", "mirrored back", "generated, told by captions"
 SHEET_ITEMS, SHEET_COLUMNS = 32, 4
-RECIPE = ROOT / "examples" / "configs" / "mini-sharpen.yaml"
+RECIPE = ROOT / "examples" / "configs" / "mini-refine.yaml"
 """The config of the last part of `mini`'s training, which knew all the pairs of the others too."""
 SMALLEST_SUBSET = 15
 """Subsets with fewer items are left out of the table: their intervals say nothing."""
@@ -76,6 +78,7 @@ def main(arguments: Sequence[str]) -> None:
         size = pipeline.controlnet.config.image_size
         rows = load_pairs("wardrobe", split=options.split, size=size, count=options.count)
         training_rows = load_pairs("wardrobe", split="train", size=size, count=options.train_count)
+        rules = [*map(read_rule, record_of(Path(options.model)).get("captions", ()))]
     except ValueError as error:
         parser.error(str(error))
 
@@ -85,6 +88,14 @@ def main(arguments: Sequence[str]) -> None:
         "nearest training front": NearestTrainingFront(training_rows, cores()),
         "blank back": GeneratedFront(pipeline, options.seed, options.steps, blank=True),
     }
+    if rules:
+        prompt = pipeline.controlnet.config.default_prompt
+        systems[TOLD] = GeneratedFront(
+            pipeline,
+            options.seed,
+            options.steps,
+            prompt_of=lambda row: caption(prompt, rules, row["attributes"]),
+        )
     records, triples = [], []
     shown = set(np.linspace(0, len(rows) - 1, min(SHEET_ITEMS, len(rows))).round().astype(int).tolist())
     other_sides = Wardrobe(options.split, size).other_side_fronts
@@ -140,7 +151,7 @@ def tables(results: dict) -> list[Table]:
         ),
         Table(
             "differences",
-            "generated minus baseline [95 % interval], and the share of items in which generated is better",
+            "generated minus each other system [95 % interval], and the share of items in which generated is better",
             ["generated against", *labels],
             [
                 [name, *(difference_cell(key, of[key], True) for key in METRICS)]

@@ -104,6 +104,25 @@ def test_mini_quality_end_to_end(model, tmp_path, capsys):
         assert sheet.height > 4 * 64
 
 
+def test_a_model_that_was_trained_with_captions_is_also_told_what_no_back_shows(model, tmp_path):
+    told = shutil.copytree(model, tmp_path / "told")
+    (told / "training_config.yaml").write_text('captions: ["glasses=true: glasses", "beard: {beard} beard"]\n')
+    arguments = ["--count", "4", "--train-count", "2", "--steps", "1", "--items", str(tmp_path / "items")]
+    script("mini_quality").main(["--model", str(told), *arguments])
+    rows = load_pairs("wardrobe", split="test", size=64, count=4)
+    pipeline, said = tiny_pipeline(), []
+    for row, line in zip(rows, (tmp_path / "items").read_text().splitlines(), strict=True):
+        worn = row["attributes"]
+        words = (["glasses"] if worn["glasses"] else []) + (
+            [f"{worn['beard']} beard"] if worn["beard"] != "none" else []
+        )
+        said.append(", ".join([pipeline.controlnet.config.default_prompt, *words]))
+        front = GeneratedFront(pipeline, 0, 1, prompt_of=lambda row: said[-1])([row])[0]
+        value = json.loads(line)["systems"]["generated, told by captions"]["person_l1"]
+        assert value == pytest.approx(METRICS["person_l1"].of(front, row), abs=1e-4)
+    assert len({*said}) > 1
+
+
 def test_the_sheet_is_chosen_by_index(model, tmp_path, monkeypatch):
     quality = script("mini_quality")
     shown = []
@@ -118,7 +137,7 @@ def test_the_sheet_is_chosen_by_index(model, tmp_path, monkeypatch):
 
 
 def test_the_nearest_front_is_sought_among_all_pairs_of_the_recipe():
-    recipe = yaml.safe_load((BENCHMARKS.parent / "examples" / "configs" / "mini-sharpen.yaml").read_text())
+    recipe = yaml.safe_load((BENCHMARKS.parent / "examples" / "configs" / "mini-refine.yaml").read_text())
     _, options = script("mini_quality").parse([])
     assert options.train_count == recipe["train_pairs"]
 

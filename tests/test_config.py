@@ -67,10 +67,12 @@ def test_an_option_of_one_stage_leaves_the_others_as_they_run(tmp_path):
 
 def test_options_reach_every_depth(tmp_path):
     words = ("--model.image_size", "64", "--model.unet_channels", "[16,32]", "--model.unet_attention=[false, true]")
+    words += ("--captions", '["glasses=true: glasses", "beard: {beard} beard"]')
     words += ("--crop_sizes", "[32, 64]", "--mirror", "false", "--prompt", "null", "--learning_rate", "5e-4")
     words += ("--stages.joint.objective.temperature", "0.2")
     config = read(tmp_path, "{prompt: x, model: {image_size: 128, latent_channels: 4}}", *words)
     assert config.model == ModelSize(64, 4, unet_channels=(16, 32), unet_attention=(False, True))
+    assert config.captions == ("glasses=true: glasses", "beard: {beard} beard")
     assert (config.crop_sizes, config.mirror, config.prompt, config.learning_rate) == ((32, 64), False, None, 5e-4)
     assert config.stage("joint").resolve_objective().temperature == 0.2
     assert config.stage("controlnet").resolve_objective().temperature == PRESETS["backshan"].temperature
@@ -251,6 +253,8 @@ def test_what_is_shown_can_be_read_again(tmp_path):
         ("kl_weight: -1", "kl_weight is -1.0: give a number that is not negative"),
         ("kl_weight: .nan", "kl_weight is nan: give a number that is not negative"),
         ("kl_weight: .inf", "kl_weight is inf: give a number that is not negative"),
+        ("captions: glasses", r'give a list, in which each is a text, as \["one", "two"\]'),
+        ("captions: [glasses: glasses]", r'give a list, in which each is a text, as \["one", "two"\]'),
         ("crop_sizes: 32", "crop_sizes is 32: give a list, in which each is a whole number"),
         ("crop_sizes: [32, x]", "give a list, in which each is a whole number"),
         ("crop_sizes: [30]", "give multiples of 4 up to image_size, 128"),
@@ -392,7 +396,9 @@ RUNS = {
     "mini-decide": ["joint"],
     "mini-finish": ["vae", "joint"],
     "mini-focus": ["vae", "joint"],
+    "mini-grow": ["joint"],
     "mini-more": ["joint"],
+    "mini-refine": ["joint"],
     "mini-reframe": ["joint"],
     "mini-settle": ["joint"],
     "mini-sharpen": ["joint"],
@@ -403,7 +409,8 @@ RUNS = {
 }
 
 
-ADVERSARIAL = ("mini-decide", "mini-sharpen")
+ADVERSARIAL = ("mini-decide", "mini-refine", "mini-sharpen")
+SHIFTED = ("mini-grow",)
 
 
 def test_every_shipped_file_is_tested():
@@ -417,7 +424,13 @@ def test_every_shipped_config_resolves(name):
     for stage in RUNS[name]:
         objective = config.stage(stage).resolve_objective()
         assert config.stage(stage).max_steps >= 1
-        assert (objective in PRESETS.values()) == (name not in ADVERSARIAL)
+        assert (objective in PRESETS.values()) == (name not in ADVERSARIAL + SHIFTED)
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_the_shipped_configs_that_prefer_high_timesteps_change_nothing_else(name):
+    objective = load_config(CONFIGS / f"{name}.yaml", output_dir="out").stage("joint").resolve_objective()
+    assert objective.timestep_shift > 1 and replace(objective, timestep_shift=1.0) == PRESETS["mse"]
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)

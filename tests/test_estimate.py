@@ -69,6 +69,7 @@ def test_a_rehearsed_step_costs_what_the_real_one_does(tmp_path, preset, conditi
         {"hard_negatives": "attributes", "hard_group_size": 2},
         {"hard_negatives": "look", "hard_group_size": 2},
         {"mask_face": "blur"},
+        {"captions": ("glasses=true: glasses",)},
     ],
     ids=lambda changes: next(iter(changes)),
 )

@@ -313,6 +313,18 @@ def test_steps_reach_the_pipeline(pipeline, rows):
     assert np.array_equal(recorded, long)  # the tiny pipeline records 3
 
 
+def test_each_row_may_have_a_prompt_of_its_own(pipeline, rows):
+    def made(*some, **prompts):
+        return GeneratedFront(pipeline, 0, 1, **prompts)(some)
+
+    recorded = pipeline.controlnet.config.default_prompt
+    words = {rows[0]["item_id"]: "open over white", rows[1]["item_id"]: recorded}
+    told = made(*rows[:2], prompt_of=lambda row: words[row["item_id"]])
+    assert np.abs(told[1].astype(int) - made(rows[1])[0]).max() <= 1  # rounding of float noise to 8 bit
+    assert np.abs(told[0].astype(int) - made(rows[0], prompt_of=lambda row: "open over white")[0]).max() <= 1
+    assert np.abs(told[0].astype(int) - made(rows[0])[0]).max() > 1
+
+
 def test_a_blank_back_is_white_and_keeps_the_noise(pipeline, rows):
     blank = GeneratedFront(pipeline, seed=0, num_inference_steps=2, blank=True)
     white = dict(rows[0], back=PIL.Image.new("RGB", (64, 64), "white"))

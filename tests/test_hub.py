@@ -858,6 +858,10 @@ def test_a_card_of_a_model_made_from_another(model):
         ),
         ({"base_model": "/some/base"}, "The run went on from another model, which lay in a folder: the steps"),
         ({"accepted": [{"step": 3, "before": {"batch_size": 1}}]}, "The first steps had other values, as `accepted`"),
+        (
+            {"captions": ["glasses=true: glasses"]},
+            "A prompt may go on, after commas, with the words of `captions`. All",
+        ),
     ],
 )
 def test_a_card_says_what_a_step_was_and_what_came_before(model, record, sentence):

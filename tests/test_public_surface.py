@@ -104,7 +104,7 @@ def test_exports_of_models_and_pipelines():
 
 def test_exports_of_evaluation():
     arguments = {
-        "GeneratedFront": "pipeline seed num_inference_steps blank",
+        "GeneratedFront": "pipeline seed num_inference_steps blank prompt_of",
         "Interval": "mean low high items groups",
         "METRICS": None,
         "Metric": "label function mask lower_is_better digits",
@@ -161,7 +161,7 @@ def test_options_of_the_training_script():
     of_run = {
         *("output_dir", "base_model", "controlnet", "layers_per_block", "source", "source_path", "train_pairs"),
         *("validation_pairs", "conditioning", "mirror", "prompt", "seed", "mask_face", "cache_dir", "report_to"),
-        "accept_changes",
+        *("accept_changes", "captions"),
     }
     of_stage = {
         *("condition_dropout", "prompt_dropout", "crop_sizes", "kl_weight", "edge_weight", "colour_weight"),

@@ -291,10 +291,12 @@ def test_edges_are_found_with_the_recorded_thresholds():
 
 
 def test_prompts_are_dropped_at_their_rate():
-    prompts = torch.stack([torch.ones(3, 2), torch.zeros(3, 2)])
-    latents = torch.arange(400).view(400, 1, 1, 1).float()
-    batch = latent_batch(latents, prompts, torch.Generator().manual_seed(0), 0.25)
-    assert 0.15 < float((batch["prompts"][:, 0, 0] == 0).float().mean()) < 0.35
+    prompts = torch.arange(4).view(4, 1, 1).float().expand(4, 3, 2)
+    latents, places = torch.arange(400).view(400, 1, 1, 1).float(), torch.tensor([0, 2, 3, 2]).repeat(100)
+    batch = latent_batch(latents, prompts, places, torch.Generator().manual_seed(0), 0.25)
+    found = batch["prompts"][:, 0, 0].long()
+    assert 0.15 < float((found == 1).float().mean()) < 0.35
+    assert torch.equal(found[found != 1], places[found != 1])
     assert batch["latents"].flatten().tolist() == list(range(400))
 
 

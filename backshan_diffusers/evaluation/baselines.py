@@ -1,7 +1,7 @@
 """The systems that are compared, in one form: rows in, one front for each out. Three of them are baselines."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -26,21 +26,29 @@ class GeneratedFront:
         num_inference_steps: denoising steps; by default what the pipeline records.
         blank: give the pipeline a white picture in place of each back, as training does when it drops the condition.
             What it then makes is what it would guess about anybody.
+        prompt_of: the prompt of a row. None: what the pipeline records, for all.
     """
 
     def __init__(
-        self, pipeline: BackToFrontPipeline, seed: int, num_inference_steps: int | None = None, blank: bool = False
+        self,
+        pipeline: BackToFrontPipeline,
+        seed: int,
+        num_inference_steps: int | None = None,
+        blank: bool = False,
+        prompt_of: Callable[[dict], str] | None = None,
     ):
         self.pipeline = pipeline
         self.seed = seed
         self.num_inference_steps = num_inference_steps
         self.blank = blank
+        self.prompt_of = prompt_of
 
     def __call__(self, rows: Sequence[dict]) -> list[np.ndarray]:
         backs = [PIL.Image.new("RGB", row["back"].size, WHITE) if self.blank else row["back"] for row in rows]
         noise = [torch.Generator().manual_seed(item_seed(self.seed, row["item_id"])) for row in rows]
+        prompts = None if self.prompt_of is None else [*map(self.prompt_of, rows)]
         fronts = self.pipeline(
-            backs, generator=noise, num_inference_steps=self.num_inference_steps, restore_size=True
+            backs, prompts, generator=noise, num_inference_steps=self.num_inference_steps, restore_size=True
         ).images
         return [np.asarray(front) for front in fronts]
 

@@ -175,15 +175,18 @@ def _detail(picture: np.ndarray, weights: np.ndarray) -> float:
     return float(down.sum() + right.sum())
 
 
-def latent_batch(latents: torch.Tensor, prompts: torch.Tensor, generator: torch.Generator, p: float) -> dict:
+def latent_batch(
+    latents: torch.Tensor, prompts: torch.Tensor, places: torch.Tensor, generator: torch.Generator, p: float
+) -> dict:
     """A step's front latents with their prompt embeddings, a share `p` of which is the empty prompt's.
 
     Args:
         latents: `B x C x H x W`, scaled.
-        prompts: `2 x T x E`; the run's prompt, then the empty one.
+        prompts: `N x T x E`; the second is the empty one.
+        places: `B` int64, which of them is each item's.
     """
-    dropped = (torch.rand(len(latents), generator=generator) < p).long()
-    return {"latents": latents, "prompts": prompts[dropped]}
+    dropped = torch.rand(len(latents), generator=generator) < p
+    return {"latents": latents, "prompts": prompts[places.masked_fill(dropped, 1)]}
 
 
 def cell_weights(weights: np.ndarray, factor: int) -> torch.Tensor:

@@ -30,6 +30,7 @@ from .batches import (
     timestep_batch,
 )
 from .caching import PairArrays, cache_edges, cache_latents, cache_prompts, encode, read_attributes, to_pixels
+from .captions import caption
 from .config import TrainingConfig, check
 from .order import LikenessOrder, RandomOrder, describe_by_attributes, describe_by_look
 from .schedule import noise_schedule
@@ -125,6 +126,18 @@ class StageBuilder:
         prompts = [pipeline.controlnet.config.default_prompt, ""]
         return cache_prompts(prompts, pipeline, self._cache(), self.accelerator)
 
+    def _captions(self, pipeline: BackToFrontPipeline, pairs: PairArrays) -> tuple[torch.Tensor, torch.Tensor]:
+        """What pairs are told: the embeddings of `_prompts` and those of captions, `N x T x E`, and which of them is each
+        pair's own, int64."""
+        rules, prompt = self.config.caption_rules(), pipeline.controlnet.config.default_prompt
+        if not rules:
+            return self._prompts(pipeline), torch.zeros(len(pairs.backs), dtype=torch.int64)
+        texts = [caption(prompt, rules, each) for each in read_attributes(pairs, self._cache())]
+        known = [*dict.fromkeys([prompt, "", *texts])]  # in an order that is the same in every process
+        places = {text: place for place, text in enumerate(known)}
+        embeddings = cache_prompts(known, pipeline, self._cache(), self.accelerator)
+        return embeddings, torch.tensor([places[text] for text in texts])
+
     def _vae_stage(self, config, pipeline, pairs) -> tuple[StageModule, BatchMaker]:
         check(
             isinstance(pipeline.vae, AutoencoderKL),
@@ -151,7 +164,7 @@ class StageBuilder:
         self, config, pipeline, pairs, objective: Objective, order: RandomOrder | LikenessOrder
     ) -> Callable[[int, StepSampler], tuple[Batch, StepPairs]]:
         """Batches of front latents with prompts, noise and timesteps, and the pairs they come from."""
-        latents, prompts = self._latents(config, pipeline, pairs), self._prompts(pipeline)
+        latents, (prompts, places) = self._latents(config, pipeline, pairs), self._captions(pipeline, pairs)
         augmentation = config.augmentation()
         span = pipeline.scheduler.config.num_train_timesteps, objective.timestep_shift
 
@@ -159,7 +172,7 @@ class StageBuilder:
             indices = sampler.indices(number, config.batch_size, order)
             step_pairs = StepPairs(pairs, indices, augmentation, sampler, number)
             drops = sampler.generator(number, "prompt")
-            batch = latent_batch(latents(step_pairs), prompts, drops, config.prompt_dropout)
+            batch = latent_batch(latents(step_pairs), prompts, places[indices], drops, config.prompt_dropout)
             batch |= noise_batch(objective, batch["latents"], sampler.generator(number, "noise"))
             if objective.timesteps == "item":
                 timesteps = timestep_batch(len(indices), *span, sampler.generator(number, "timestep"))

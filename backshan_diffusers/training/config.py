@@ -12,6 +12,7 @@ from ..faces import FACE_MASKINGS
 from ..objective import PRESETS, Objective
 from ..pictures import MINIMUM_SIDE
 from .augmentation import Augmentation
+from .captions import CaptionRule, read_rule
 
 STAGES = ("vae", "prior", "controlnet", "joint")
 """In the order in which a run from nothing goes through them."""
@@ -184,7 +185,12 @@ class TrainingConfig:
         default=None, metadata=_of_run("Flip the back picture left-right. None: what the base records, or true.")
     )
     prompt: str | None = field(
-        default=None, metadata=_of_run("Prompt of every picture. None: what the base records, or the method's.")
+        default=None,
+        metadata=_of_run("Prompt, to which captions may add. None: what the base records, or the method's."),
+    )
+    captions: tuple[str, ...] = field(
+        default=(),
+        metadata=_of_run("What the prompt of a pair also says: texts, ATTRIBUTE=VALUE: WORDS, each for an attribute."),
     )
     mask_face: str = field(
         default="none",
@@ -334,6 +340,7 @@ class TrainingConfig:
             " learns: new layers would do nothing for ever, so leave one of them out.",
         )
         try:
+            self.caption_rules()
             self.augmentation()
         except ValueError as error:
             raise ConfigError(str(error)) from error
@@ -438,6 +445,10 @@ class TrainingConfig:
         if "preset" not in objective:
             objective = self.objective | objective
         return replace(self, **changes | {"objective": objective, "stages": {}})
+
+    def caption_rules(self) -> list[CaptionRule]:
+        """What is said of pairs."""
+        return [read_rule(text) for text in self.captions]
 
     def augmentation(self) -> Augmentation:
         """What may happen to a pair of this stage."""

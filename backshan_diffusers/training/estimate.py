@@ -77,6 +77,9 @@ class Rehearsal(TrainingRun):
     def _prompts(self, pipeline: BackToFrontPipeline) -> torch.Tensor:
         return torch.zeros(2, pipeline.tokenizer.model_max_length, pipeline.unet.config.cross_attention_dim)
 
+    def _captions(self, pipeline: BackToFrontPipeline, pairs: PairArrays) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._prompts(pipeline), torch.zeros(len(pairs.backs), dtype=torch.int64)  # there are no labels
+
     def _order(self, config, pairs: PairArrays) -> RandomOrder:
         return RandomOrder(len(pairs.backs))  # there are no labels by which they could be alike
 

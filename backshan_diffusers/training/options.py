@@ -201,7 +201,7 @@ def _in_words(kind: Any) -> str:
 
 
 _WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}
-_LISTS = {bool: "[false, true]", int: "[32, 64]", float: "[0.1, 0.2]"}
+_LISTS = {bool: "[false, true]", int: "[32, 64]", float: "[0.1, 0.2]", str: '["one", "two"]'}
 
 _GO_ON = "to go on with a run, give the same command again"
 _INSTEAD = {

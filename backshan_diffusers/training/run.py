@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,8 @@ from .trainer import StageTrainer
 from .validation import SHEET_ROWS, front_masks, generate, rebuild, score, write_sheet
 from .whitening import whiten_latents
 from .zero import check_engine
+
+logger = logging.getLogger(__name__)
 
 WHITENED_PICTURES = 1024
 """Training fronts from which the statistics of the latents are taken."""
@@ -169,6 +172,20 @@ class TrainingRun(StageBuilder):
                 f"{name} compares the attributes of pairs, but these have none: give hard_negatives look.",
             )
 
+    def _check_captions(self, pairs: PairArrays) -> None:
+        """Refuse rules about attributes that no pair has; a rule that no pair fits may be a slip, and is told."""
+        if not (rules := self.config.caption_rules()):
+            return
+        attributes = read_attributes(pairs, self._cache())
+        unknown = set().union(*(rule.attributes for rule in rules)).difference(*attributes)
+        check(
+            not unknown,
+            f"captions names {', '.join(sorted(unknown))}, which no pair has among its attributes: name another one.",
+        )
+        for text, rule in zip(self.config.captions, rules, strict=True):
+            if not any(map(rule.applies, attributes)):
+                logger.warning("captions has %r, and no pair is like that: nothing is ever said by it.", text)
+
     def start(self, folder: Path | None) -> BackToFrontPipeline:
         """The pipeline a stage begins with: the folder of the stage before, the base model, or random weights."""
         if folder is not None:
@@ -261,6 +278,7 @@ class TrainingRun(StageBuilder):
         train, held_out = self._cached(rows, config.mask_face, tuple(config.focus())), self._cached(held_out_rows)
         self._check_outfits(train)
         self._check_likeness(train)
+        self._check_captions(train)
         folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             write_record(folder, record)
