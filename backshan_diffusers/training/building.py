@@ -127,8 +127,8 @@ class StageBuilder:
         return cache_prompts(prompts, pipeline, self._cache(), self.accelerator)
 
     def _captions(self, pipeline: BackToFrontPipeline, pairs: PairArrays) -> tuple[torch.Tensor, torch.Tensor]:
-        """What pairs are told: the embeddings of `_prompts` and those of captions, `N x T x E`, and which of them is each
-        pair's own, int64."""
+        """What pairs are told: embeddings, `N x T x E`, of the prompt, the empty one and those that captions make, and
+        which of them is each pair's, int64."""
         rules, prompt = self.config.caption_rules(), pipeline.controlnet.config.default_prompt
         if not rules:
             return self._prompts(pipeline), torch.zeros(len(pairs.backs), dtype=torch.int64)
