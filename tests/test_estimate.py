@@ -169,7 +169,7 @@ def test_a_rehearsal_from_a_base_writes_nothing_and_reads_like_a_table(tmp_path)
     lines = describe(needs).splitlines()
     assert lines[0].split()[-3:] == ["all", "controlnet", "joint"]
     unet = next(line.split() for line in lines if line.startswith("unet"))
-    assert unet == ["unet", "5.45", "M", "-", "5.45", "M"]
+    assert unet == ["unet", "10.59", "M", "-", "10.59", "M"]
     assert "activations" in lines[-1]
 
 
