@@ -104,7 +104,7 @@ def test_mini_quality_end_to_end(model, tmp_path, capsys):
         assert sheet.height > 4 * 64
 
 
-def test_a_model_that_was_trained_with_captions_is_also_told_what_no_back_shows(model, tmp_path):
+def test_a_model_that_was_trained_with_captions_is_also_told_by_them(model, tmp_path):
     told = shutil.copytree(model, tmp_path / "told")
     (told / "training_config.yaml").write_text('captions: ["glasses=true: glasses", "beard: {beard} beard"]\n')
     arguments = ["--count", "4", "--train-count", "2", "--steps", "1", "--items", str(tmp_path / "items")]
@@ -113,10 +113,8 @@ def test_a_model_that_was_trained_with_captions_is_also_told_what_no_back_shows(
     pipeline, said = tiny_pipeline(), []
     for row, line in zip(rows, (tmp_path / "items").read_text().splitlines(), strict=True):
         worn = row["attributes"]
-        words = (["glasses"] if worn["glasses"] else []) + (
-            [f"{worn['beard']} beard"] if worn["beard"] != "none" else []
-        )
-        said.append(", ".join([pipeline.controlnet.config.default_prompt, *words]))
+        words = {"glasses": worn["glasses"], f"{worn['beard']} beard": worn["beard"] != "none"}
+        said.append(", ".join([pipeline.controlnet.config.default_prompt, *(each for each in words if words[each])]))
         front = GeneratedFront(pipeline, 0, 1, prompt_of=lambda row: said[-1])([row])[0]
         value = json.loads(line)["systems"]["generated, told by captions"]["person_l1"]
         assert value == pytest.approx(METRICS["person_l1"].of(front, row), abs=1e-4)

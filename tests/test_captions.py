@@ -60,7 +60,6 @@ def test_each_pair_trains_on_its_own_words(tmp_path, stage):
     run, settings, pairs = run_and_pairs(tmp_path, prompt="Front", prompt_dropout=0.0, batch_size=16)
     pipeline = tiny_pipeline(default_prompt="Front")
     batch = run.build_stage(stage, pipeline, pairs)[1](0, StepSampler(0, stage))
-    batch = batch[0] if isinstance(batch, tuple) else batch
     rows = load_pairs("wardrobe", split="train", size=64, count=32)
     rules = settings.caption_rules()
     said = [caption("Front", rules, rows[int(item)]["attributes"]) for item in batch["items"]]
