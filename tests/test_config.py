@@ -209,6 +209,7 @@ def test_what_is_shown_can_be_read_again(tmp_path):
             "{base_model: x, layers_per_block: 2, stages: {joint: {unlock_unet: attention}}}",
             "no convolution of the U-Net learns: new layers",
         ),
+        ("latents_stay: false", "latents_stay is false without base_model: .*, so leave it out"),
         ("{base_model: x, layers_per_block: 0}", "layers_per_block is 0: give a number of at least 1, or null"),
         ("{base_model: x, layers_per_block: 1.5}", "layers_per_block is 1.5: give a whole number or null"),
         ("output_dir: 5", "output_dir is 5: give a text"),

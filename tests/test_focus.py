@@ -76,8 +76,33 @@ def test_what_counts_once_needs_no_masks(tmp_path):
     assert tiny_config(tmp_path, head_weight=2).focus() == {"front_head": 2}
     with pytest.raises(ConfigError, match="head_weight is 0.5: give a number of at least 1"):
         tiny_config(tmp_path, head_weight=0.5)
+    with pytest.raises(ConfigError, match="unseen_weight is 0.5: give a number of at least 1"):
+        tiny_config(tmp_path, unseen_weight=0.5)
     with pytest.raises(ConfigError, match="person_weight is inf"):
         tiny_config(tmp_path, person_weight=float("inf"))
+
+
+def test_what_the_flipped_back_does_not_show_counts_by_how_much_it_differs():
+    pairs = pair_arrays(2)
+    pairs.fronts[:] = pairs.backs[:, :, ::-1]
+    assert (step_pairs(pairs, np.arange(2)).unseen(20.0) == 1).all()
+    pairs.backs[:, 5, 0], pairs.fronts[:, 5, 63] = 0, 255  # one place, seen from behind and from the front
+    pairs.backs[:, 9, 3], pairs.fronts[:, 9, 60] = (10, 20, 30), (10, 23, 0)
+    weights = step_pairs(pairs, np.arange(2)).unseen(20.0)
+    assert weights.dtype == np.float32
+    assert np.argwhere(weights[0] > 1).tolist() == [[5, 63], [9, 60]]
+    assert weights[1, 5, 63] == 20 and weights[1, 9, 60] == pytest.approx(1 + 19 * 11 / 255)
+    flipped = step_pairs(pairs, np.arange(2), flip=1.0).unseen(20.0)
+    assert np.array_equal(flipped, weights[..., ::-1])
+
+
+def test_what_moves_with_its_back_is_still_seen():
+    pairs = pair_arrays(2)
+    pairs.fronts[:] = pairs.backs[:, :, ::-1]
+    together = step_pairs(pairs, np.arange(2), affine=(0.0, 0.2, 0.0))
+    apart = step_pairs(pairs, np.arange(2), affine=(0.0, 0.2, 0.0), affine_shared=False)
+    assert not np.array_equal(together.fronts, pairs.fronts)
+    assert together.unseen(20.0).mean() < 1.1 < 2 < apart.unseen(20.0).mean()
 
 
 def test_a_cell_counts_as_its_heaviest_pixel():
@@ -116,17 +141,19 @@ def test_crops_look_for_detail_that_counts():
     assert shares[0] < 0.7 < 0.75 < shares[1]  # two crops in five touch the mask; of four nearly always one does
 
 
-def test_the_denoising_stages_weigh_cells_and_leave_masked_faces_out(tmp_path):
+@pytest.mark.parametrize("unseen", [1.0, 20.0])
+def test_the_denoising_stages_weigh_cells_and_leave_masked_faces_out(tmp_path, unseen):
     pairs = cache_pairs(wardrobe(), tmp_path / "cache", 1, "blur", MASKS)
-    config = tiny_config(tmp_path, train_pairs=4, person_weight=3, head_weight=8)
+    config = tiny_config(tmp_path, train_pairs=4, person_weight=3, head_weight=8, unseen_weight=unseen)
     run, pipeline, sampler = TrainingRun(config), tiny_pipeline(), StepSampler(0, "joint")
     indices = sampler.indices(0, config.batch_size, RandomOrder(4))
     step = step_pairs(pairs, indices)
     expected = cell_weights(step.weights(config.focus()), 8) * kept_cells(step.faces(), 8)
+    expected *= cell_weights(step.unseen(unseen), 8)
     for stage in (run._prior_stage, run._joint_stage):
         weights = stage(config, pipeline, pairs)[1](0, sampler)["weights"]
         assert torch.equal(weights, expected)
-        assert {0, 1, 3} <= set(weights.unique().tolist())
+        assert 0 in weights and ({1, 3} <= set(weights.unique().tolist())) == (unseen == 1)
 
 
 def test_a_run_with_parts_that_count_more(tmp_path):

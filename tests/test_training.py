@@ -376,6 +376,13 @@ def test_an_empty_latent_direction_is_refused():
         whiten_latents(vae, pair_arrays().fronts)
 
 
+def test_a_latent_direction_of_noise_alone_is_refused():
+    vae = tiny_pipeline().vae
+    vae.quant_conv.bias.data[5] = 3  # of four means and four logarithms of variances
+    with pytest.raises(FloatingPointError, match="leaves a latent direction empty: .* a smaller kl_weight"):
+        whiten_latents(vae, pair_arrays().fronts)
+
+
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 
@@ -738,6 +745,19 @@ def test_a_run_from_a_base_may_train_its_decoder_on_and_leaves_its_latents(tmp_p
     assert after.config.scaling_factor == before.config.scaling_factor
     with pytest.raises(ConfigError, match="crop_sizes is .*: give multiples of 8 up to image_size, 64"):
         TrainingRun(replace(settings, output_dir=str(tmp_path / "other"), crop_sizes=(128,))).run()
+
+
+def test_a_run_from_a_base_may_train_its_whole_autoencoder_on_and_whitens_it_anew(tmp_path, tiny_folder):
+    values = {"model": ModelSize(), "base_model": str(tiny_folder), "stages": {"vae": {}, "joint": {}}}
+    finished = TrainingRun(tiny_config(tmp_path, latents_stay=False, **values)).run()
+    base, after = (BackToFrontPipeline.from_pretrained(folder) for folder in (tiny_folder, finished))
+    assert not torch.equal(base.vae.encoder.conv_in.weight, after.vae.encoder.conv_in.weight)
+    assert not torch.equal(base.unet.conv_in.weight, after.unet.conv_in.weight)
+    fronts = np.stack([np.asarray(row["front"]) for row in load_pairs("wardrobe", split="train", size=64, count=8)])
+    with torch.no_grad():
+        latents = after.vae.encode(to_pixels(fronts)).latent_dist.mean.movedim(1, 0).flatten(1)
+    torch.testing.assert_close(torch.cov(latents), torch.eye(4), atol=1e-3, rtol=0)
+    assert after.vae.config.scaling_factor == 1
 
 
 def test_a_run_from_a_base_reads_pictures_as_the_base_does(tmp_path):

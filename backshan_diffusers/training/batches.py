@@ -114,6 +114,15 @@ class StepPairs:
             weights[self._mask(self._pairs.masks[name])] = weight
         return weights
 
+    def unseen(self, weight: float) -> np.ndarray:
+        """`B x S x S` float32: how much each pixel of the fronts counts for what the flipped back has in its place.
+
+        From 1, the same, to `weight`, black for white or white for black.
+        """
+        backs = self.pictures("backs", mirror=True)
+        differences = np.abs(self.fronts.astype(np.float32) - backs).mean(axis=-1) / 255
+        return 1 + (weight - 1) * differences
+
     def _mask(self, packed: np.ndarray) -> np.ndarray:
         mask = np.unpackbits(packed[self.indices], axis=-1, count=self._side)
         return self._each(move_mask, self._flip(mask), self._front_moves).astype(bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +158,7 @@ class StageBuilder:
             return batch | {"noise": noise, "items": torch.from_numpy(indices)}
 
         weights = {name: getattr(config, name) for name in ("kl_weight", "edge_weight", "colour_weight")}
-        return AutoencoderStage(pipeline.vae, self.config.base_model is not None, **weights), make_batch
+        return AutoencoderStage(pipeline.vae, config.keeps_latents, **weights), make_batch
 
     def _denoising(
         self, config, pipeline, pairs, objective: Objective, order: RandomOrder | LikenessOrder
@@ -179,7 +179,7 @@ class StageBuilder:
             else:
                 step = number // config.gradient_accumulation_steps
                 timesteps = timestep_batch(1, *span, sampler.shared_generator(step, "timestep")).repeat(len(indices))
-            weights = _cell_weights(step_pairs, config.focus(), pipeline.vae_scale_factor, pairs.faces is not None)
+            weights = _cell_weights(step_pairs, config, pipeline.vae_scale_factor, pairs.faces is not None)
             if weights is not None:
                 batch["weights"] = weights
             return batch | {"timesteps": timesteps, "items": torch.from_numpy(indices)}, step_pairs
@@ -251,9 +251,11 @@ class StageBuilder:
         return self._control_stage(config, pipeline, pairs, config.unlock_unet, config.unet_lora_rank)
 
 
-def _cell_weights(step_pairs: StepPairs, focus: Mapping[str, float], factor: int, masked: bool) -> torch.Tensor | None:
+def _cell_weights(step_pairs: StepPairs, config: TrainingConfig, factor: int, masked: bool) -> torch.Tensor | None:
     """How much each latent cell of a step counts, `B x 1 x H x W`; None if all count alike."""
+    focus = config.focus()
     parts = [cell_weights(step_pairs.weights(focus), factor)] if focus else []
+    parts += [cell_weights(step_pairs.unseen(config.unseen_weight), factor)] if config.unseen_weight > 1 else []
     parts += [kept_cells(step_pairs.faces(), factor)] if masked else []
     return math.prod(parts) if parts else None
 

@@ -218,6 +218,12 @@ class TrainingConfig:
     head_weight: float = field(
         default=1.0, metadata=_of_stage("The same for the head; where both count more, the larger one holds.")
     )
+    unseen_weight: float = field(
+        default=1.0,
+        metadata=_of_stage(
+            "How many times as much, at most, that counts of a front which its flipped back does not show."
+        ),
+    )
     flip: float = field(default=0.0, metadata=_of_stage("Share of pairs of which both views are flipped left-right."))
     colour_jitter: tuple[float, ...] = field(
         default=(),
@@ -232,6 +238,10 @@ class TrainingConfig:
     crop_sizes: tuple[int, ...] = field(
         default=(32, 32, 32, 128),
         metadata=_of_stage("Sides in px of the crops the autoencoder learns from, one step each, in turn."),
+    )
+    latents_stay: bool = field(
+        default=True,
+        metadata=_of_stage("Let the stage vae of a base_model train the decoder alone, so that its U-Net still fits."),
     )
     kl_weight: float = field(default=2e-4, metadata=_of_stage("Weight of the autoencoder's KL divergence."))
     edge_weight: float = field(default=1.0, metadata=_of_stage("Weight of the autoencoder's L1 of pixel differences."))
@@ -383,6 +393,11 @@ class TrainingConfig:
                 "layers_per_block is given without base_model: a model from nothing has one layer in each block,"
                 " so leave it out, or name one.",
             )
+            check(
+                self.latents_stay,
+                "latents_stay is false without base_model: a model from nothing has no latents to keep, so leave it"
+                " out.",
+            )
             self.check_crops(self.model.image_size, self.model.vae_factor)
         else:
             check(
@@ -454,6 +469,11 @@ class TrainingConfig:
         """What may happen to a pair of this stage."""
         return Augmentation(self.flip, self.colour_jitter, self.affine, self.affine_shared)
 
+    @property
+    def keeps_latents(self) -> bool:
+        """Whether the stage `vae` leaves the latents alone, because a U-Net has learned from them."""
+        return self.base_model is not None and self.latents_stay
+
     def focus(self) -> dict[str, float]:
         """Masks of the fronts whose pixels count more than once, and how much; the largest comes last."""
         weights = {"front_person": self.person_weight, "front_head": self.head_weight}
@@ -473,7 +493,7 @@ OF_STAGE = tuple(entry.name for entry in fields(TrainingConfig) if not entry.met
 
 _FOCUS = ("person_weight", "head_weight")
 _AT_LEAST_ONE = (
-    *("train_pairs", "validation_pairs", "max_steps", "batch_size", "gradient_accumulation_steps"),
+    *("train_pairs", "validation_pairs", "max_steps", "batch_size", "gradient_accumulation_steps", "unseen_weight"),
     *("log_every", "probe_every", "checkpoint_every", "checkpoints_total_limit", "validate_every", *_FOCUS),
 )
 _NOT_NEGATIVE = ("kl_weight", "edge_weight", "colour_weight", "warmup_steps", "weight_decay")

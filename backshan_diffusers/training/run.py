@@ -389,7 +389,7 @@ class TrainingRun(StageBuilder):
         # opened anew, because what did not learn may have been rounded to half precision for the training
         pipeline = self.start(source)
         pipeline.register_modules(**{part: model for part, model in learned.items() if part in pipeline.components})
-        if name == "vae" and self.config.base_model is None:
+        if name == "vae" and not self.config.stage(name).keeps_latents:
             whiten_latents(pipeline.vae, pairs.fronts[:WHITENED_PICTURES])
         if name == "prior":
             recorded = self._recorded_from_nothing()

@@ -30,12 +30,13 @@ def whiten_latents(vae: AutoencoderKL, pictures: np.ndarray) -> None:
     means, variance = _moments(vae, pictures)
     mu, covariance = means.mean(0), torch.cov(means.T)
     values, vectors = torch.linalg.eigh(covariance)
-    if values.min() < SMALLEST_SHARE * values.max():
+    whiten = vectors @ values.rsqrt().diag() @ vectors.T
+    noise = whiten.square() @ variance  # nan where the smallest values are below 0 by rounding
+    if values.min() < SMALLEST_SHARE * values.max() or noise.max() > 1:
         raise FloatingPointError(
             "the autoencoder leaves a latent direction empty: train it longer, with a smaller kl_weight, or with fewer"
             " latent_channels."
         )
-    whiten = vectors @ values.rsqrt().diag() @ vectors.T
     restore = vectors @ values.sqrt().diag() @ vectors.T
 
     channels, encode, decode = len(mu), vae.quant_conv, vae.post_quant_conv
@@ -43,7 +44,7 @@ def whiten_latents(vae: AutoencoderKL, pictures: np.ndarray) -> None:
     encode.weight[:channels] = (whiten @ weight)[:, :, None, None].to(encode.weight)
     encode.bias[:channels] = (whiten @ (bias - mu)).to(encode.bias)
     encode.weight[channels:] = 0
-    encode.bias[channels:] = (whiten.square() @ variance).log().to(encode.bias)
+    encode.bias[channels:] = noise.log().to(encode.bias)
     weight = decode.weight[:, :, 0, 0].cpu().double()
     decode.weight.copy_((weight @ restore)[:, :, None, None])
     decode.bias.add_((weight @ mu).to(decode.bias))
