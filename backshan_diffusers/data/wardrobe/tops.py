@@ -21,6 +21,7 @@ NECKLINES: dict[str, tuple[str, float, float]] = {
 }
 STRAPLESS = {"sweetheart": 0.24, "low": 0.285}
 SKIRT_ROWS = 0.6
+ZIP_RGB = (212, 212, 214)
 
 
 def _neckline(view: View, kind: str) -> list[Point]:
@@ -159,7 +160,7 @@ def _paint_open_fronts(view: View) -> None:
         ]
         view.part([*flank, *edge], outfit.top_cloth, cast=0.008)
         if spec.closure == "zip":
-            view.line([edge[0], edge[2], edge[3], edge[4]], (206, 206, 208), 0.0035)
+            view.line([edge[0], edge[2], edge[3], edge[4]], ZIP_RGB, 0.006)
 
 
 def paint_sleeve(view: View, side: int) -> None:
@@ -269,36 +270,40 @@ def _contrast_button(cloth: Cloth) -> tuple[int, int, int]:
     return (244, 240, 230) if sum(cloth.rgb) < 480 else (88, 70, 62)
 
 
+# Closures and the edges of collars are drawn about twice as large as in life, as in drawn characters: at 128 px a zip
+# would otherwise be half a pixel wide, and neither an eye nor a model could tell what it is.
+
+
 def _buttons(view: View) -> None:
-    top, rows = 0.215, 6
+    top, rows = 0.215, 5
     cloth, x, hem = view.outfit.top_cloth, view.center(0.3), min(_hems(view).values())
-    view.line([(x - 0.009, top), (x - 0.009, hem)], cloth.dark(72), 0.0025)
-    view.line([(x + 0.009, top), (x + 0.009, hem)], cloth.dark(84), 0.0025)
+    view.line([(x - 0.015, top), (x - 0.015, hem)], cloth.dark(62), 0.004)
+    view.line([(x + 0.015, top), (x + 0.015, hem)], cloth.dark(76), 0.004)
     for i in range(rows):
-        view.dot(x, top + (i + 0.5) * (hem - top) / rows, 0.0055, _contrast_button(cloth))
+        view.dot(x, top + (i + 0.5) * (hem - top) / rows, 0.0105, _contrast_button(cloth))
 
 
 def _placket(view: View) -> None:
     cloth, x = view.outfit.top_cloth, view.center(0.25)
-    box = [(x - 0.011, 0.2), (x + 0.011, 0.2), (x + 0.011, 0.285), (x - 0.011, 0.285)]
+    box = [(x - 0.017, 0.2), (x + 0.017, 0.2), (x + 0.017, 0.302), (x - 0.017, 0.302)]
     view.detail(box, cloth.dark(86), curved=False)
-    view.line([*box, box[0]], cloth.dark(64), 0.0022)
-    for y in (0.222, 0.246, 0.27):
-        view.dot(x, y, 0.005, _contrast_button(cloth))
+    view.line([*box, box[0]], cloth.dark(58), 0.004)
+    for y in (0.225, 0.253, 0.281):
+        view.dot(x, y, 0.0095, _contrast_button(cloth))
 
 
 def _zip(view: View) -> None:
     x, hem, cloth = view.center(0.3), view.outfit.top_spec.hem, view.outfit.top_cloth
-    view.line([(x, 0.2), (x, hem)], cloth.dark(60), 0.009)
-    view.line([(x, 0.2), (x, hem)], (206, 206, 208), 0.004)
-    view.dot(x, 0.235, 0.006, (230, 230, 232))
+    view.line([(x, 0.2), (x, hem)], cloth.dark(52), 0.018)
+    view.line([(x, 0.2), (x, hem)], ZIP_RGB, 0.008)
+    view.dot(x, 0.235, 0.011, (236, 236, 238))
 
 
 def _two_buttons(view: View) -> None:
     x, cloth = view.center(0.3), view.outfit.top_cloth
-    view.line([(x + 0.008, 0.3), (x + 0.012, view.outfit.top_spec.hem)], cloth.dark(62), 0.003)
-    for y in (0.335, 0.385):
-        view.dot(x, y, 0.0065, _contrast_button(cloth))
+    view.line([(x + 0.006, 0.3), (x + 0.016, view.outfit.top_spec.hem)], cloth.dark(52), 0.005)
+    for y in (0.34, 0.4):
+        view.dot(x, y, 0.012, _contrast_button(cloth))
 
 
 CLOSURES = {"buttons": _buttons, "placket": _placket, "zip": _zip, "two buttons": _two_buttons}
@@ -325,7 +330,7 @@ def _pocket(view: View, x: float) -> None:
     cloth = view.outfit.top_cloth
     box = [(x - 0.021, 0.268), (x + 0.021, 0.268), (x + 0.021, 0.304), (x, 0.313), (x - 0.021, 0.304)]
     view.tone([point for point in box for _ in range(2)], 92)
-    view.line([*box, box[0]], cloth.dark(66), 0.0026)
+    view.line([*box, box[0]], cloth.dark(60), 0.004)
 
 
 def _chest_pockets(view: View, sides: tuple[int, ...]) -> None:
@@ -360,7 +365,7 @@ def _kangaroo(view: View) -> None:
             (x - wide, 0.45),
         ]
         view.tone([point for point in shape for _ in range(2)], 91)
-        view.line([*shape, shape[0]], cloth.dark(64), 0.0028)
+        view.line([*shape, shape[0]], cloth.dark(58), 0.0045)
 
 
 def _yoke(view: View) -> None:
@@ -501,6 +506,7 @@ def _fold_collar(view: View, cloth: Cloth) -> None:
         ]
         leaf += [leaf[-1], (x + side * 0.006, 0.205), (x + side * 0.004, 0.2)]
         view.patch(leaf, cloth.trim(94), cast=0.006)
+        view.line(leaf[1:6], cloth.dark(50), 0.0045)
 
 
 def _lapels(view: View, cloth: Cloth) -> None:
@@ -528,6 +534,7 @@ def _lapels(view: View, cloth: Cloth) -> None:
             (side * (wide + 0.026), 0.252),
         ]
         view.patch([*leaf, (x, deep), (x, deep), (side * wide * 0.9, 0.21)], cloth.trim(84), cast=0.006)
+        view.line([*leaf[1:], (x, deep)], cloth.dark(48), 0.005)
 
 
 def _roll_collar(view: View, cloth: Cloth) -> None:
@@ -563,7 +570,7 @@ def _stand_collar(view: View, cloth: Cloth, low: float = 0.204, top: float = 0.1
     points = [(-wide, top), (0, top + 0.006), (wide, top), (wide + 0.01, 0.194), (0, middle), (-wide - 0.01, 0.194)]
     view.patch(points, cloth.trim(88))
     if view.is_front:
-        view.line([(view.center(0.18), top + 0.008), (view.center(0.18), low)], (206, 206, 208), 0.004)
+        view.line([(view.center(0.18), top + 0.008), (view.center(0.18), low)], ZIP_RGB, 0.007)
 
 
 def _hood_outline(view: View, low: float) -> list[Point]:
@@ -590,8 +597,9 @@ def _hood(view: View, cloth: Cloth) -> None:
             (side * (wide - 0.002), 0.19),
         ]
         view.patch(rim, cloth.trim(92), cast=0.006)
+        view.line(rim[2:4], cloth.dark(50), 0.0045)
         cord = [(view.center(0.2) + side * 0.014, 0.222), (view.center(0.2) + side * 0.018, 0.272)]
-        view.line(cord, mixed(cloth.rgb, (250, 250, 246), 75), 0.0045)
+        view.line(cord, mixed(cloth.rgb, (250, 250, 246), 75), 0.007)
 
 
 COLLARS: dict[str, Callable[[View, Cloth], None]] = {
