@@ -748,8 +748,9 @@ def test_a_run_from_a_base_may_train_its_decoder_on_and_leaves_its_latents(tmp_p
 
 
 def test_a_run_from_a_base_may_train_its_whole_autoencoder_on_and_whitens_it_anew(tmp_path, tiny_folder):
-    values = {"model": ModelSize(), "base_model": str(tiny_folder), "stages": {"vae": {}, "joint": {}}}
-    finished = TrainingRun(tiny_config(tmp_path, latents_stay=False, **values)).run()
+    stages = {"vae": {"latents_stay": False}, "joint": {}}
+    settings = tiny_config(tmp_path, model=ModelSize(), base_model=str(tiny_folder), stages=stages)
+    finished = TrainingRun(settings).run()
     base, after = (BackToFrontPipeline.from_pretrained(folder) for folder in (tiny_folder, finished))
     assert not torch.equal(base.vae.encoder.conv_in.weight, after.vae.encoder.conv_in.weight)
     assert not torch.equal(base.unet.conv_in.weight, after.unet.conv_in.weight)

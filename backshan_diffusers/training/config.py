@@ -220,9 +220,7 @@ class TrainingConfig:
     )
     unseen_weight: float = field(
         default=1.0,
-        metadata=_of_stage(
-            "How many times as much, at most, that counts of a front which its flipped back does not show."
-        ),
+        metadata=_of_stage("How many times as much, at most, a pixel of a front counts that its flipped back lacks."),
     )
     flip: float = field(default=0.0, metadata=_of_stage("Share of pairs of which both views are flipped left-right."))
     colour_jitter: tuple[float, ...] = field(

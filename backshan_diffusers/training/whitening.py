@@ -26,6 +26,9 @@ def whiten_latents(vae: AutoencoderKL, pictures: np.ndarray) -> None:
     Args:
         vae: changed in place, its `scaling_factor` becomes 1.
         pictures: `N x H x W x 3` uint8, what the statistics are taken from.
+
+    Raises:
+        FloatingPointError: if a direction holds nothing, or more noise than anything else, which would be blown up.
     """
     means, variance = _moments(vae, pictures)
     mu, covariance = means.mean(0), torch.cov(means.T)

@@ -270,8 +270,8 @@ def _contrast_button(cloth: Cloth) -> tuple[int, int, int]:
     return (244, 240, 230) if sum(cloth.rgb) < 480 else (88, 70, 62)
 
 
-# Closures and the edges of collars are drawn about twice as large as in life, as in drawn characters: at 128 px a zip
-# would otherwise be half a pixel wide, and neither an eye nor a model could tell what it is.
+# Closures, and the edges of collars and pockets, are drawn about twice as large as in life: at 128 px a zip would
+# otherwise be half a pixel wide, and neither an eye nor a model could tell what it is.
 
 
 def _buttons(view: View) -> None:
