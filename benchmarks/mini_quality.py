@@ -18,6 +18,7 @@ from report import ROOT, Parser, Table, cores, open_pipeline, output_file, parse
 from backshan_diffusers import MINI
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.data.wardrobe import HAIR_SIDE, OUTFIT_SIDES, Wardrobe
+from backshan_diffusers.data.wardrobe.tops import CLOSURES, COLLARS
 from backshan_diffusers.evaluation import (
     METRICS,
     GeneratedFront,
@@ -25,6 +26,7 @@ from backshan_diffusers.evaluation import (
     NearestTrainingFront,
     measure,
     summarise,
+    summarise_presences,
     summarise_sides,
 )
 from backshan_diffusers.files import write_text
@@ -53,6 +55,16 @@ SUBSETS: dict[str, Callable[[dict], bool]] = {
     "gradient backdrop": lambda of: of["backdrop"] == "gradient",
     "cluttered backdrop": lambda of: of["backdrop"] == "cluttered",
 }
+
+FRONT_ONLY = {
+    **{name: [name] for name in CLOSURES},
+    "closures, all": list(CLOSURES),
+    **{f"{name}, collar": [name] for name in COLLARS},
+    "collars, all": list(COLLARS),
+    "pockets": ["pockets"],
+    "face": ["face"],
+}
+"""Rows of the table of things that only the front shows, and what each of them counts."""
 
 
 def parse(arguments: Sequence[str]) -> tuple[Parser, argparse.Namespace]:
@@ -98,8 +110,9 @@ def main(arguments: Sequence[str]) -> None:
         )
     records, triples = [], []
     shown = set(np.linspace(0, len(rows) - 1, min(SHEET_ITEMS, len(rows))).round().astype(int).tolist())
-    other_sides = Wardrobe(options.split, size).other_side_fronts
-    for row, fronts, record in measure(rows, systems, options.batch_size, other_sides):
+    drawn = Wardrobe(options.split, size)
+    altered = drawn.other_side_fronts, drawn.fronts_without
+    for row, fronts, record in measure(rows, systems, options.batch_size, *altered):
         if len(records) in shown:
             triples.append([row["back"], PIL.Image.fromarray(fronts[GENERATED]), row["front"]])
         records.append(record)
@@ -117,6 +130,7 @@ def main(arguments: Sequence[str]) -> None:
         **summarise(records, GENERATED, options.seed),
         "subsets": subsets(records, options.seed),
         "sides": sides(records),
+        "presences": presences(records, options.seed),
     }
     publish(tables(results), results, arguments, options.seed, options.json)
 
@@ -136,6 +150,12 @@ def sides(records: list[dict]) -> dict:
     things = {name: [name] for name in [*OUTFIT_SIDES, HAIR_SIDE]} | {"outfit, all": list(OUTFIT_SIDES)}
     shares = {name: summarise_sides(records, members) for name, members in things.items()}
     return {name: share for name, share in shares.items() if share is not None}
+
+
+def presences(records: list[dict], seed: int) -> dict:
+    """How strongly each kind of thing that only the front shows is there."""
+    strengths = {name: summarise_presences(records, members, seed) for name, members in FRONT_ONLY.items()}
+    return {name: strength for name, strength in strengths.items() if strength is not None}
 
 
 def tables(results: dict) -> list[Table]:
@@ -184,6 +204,19 @@ def tables(results: dict) -> list[Table]:
                 ],
             )
         )
+    if results["presences"]:
+        made.append(
+            Table(
+                "presences",
+                "how strongly what only the front shows is there: 0 not at all, 1 as in the true front"
+                " [95 % interval]",
+                ["thing", "seen", *results["systems"]],
+                [
+                    [name, str(next(iter(of.values()))["items"]), *map(strength_cell, of.values())]
+                    for name, of in results["presences"].items()
+                ],
+            )
+        )
     return made
 
 
@@ -217,6 +250,12 @@ def percent_cell(interval: dict) -> str:
     """`93 % [90, 95]`."""
     mean, low, high = (f"{100 * interval[name]:.0f}" for name in ("mean", "low", "high"))
     return f"{mean} % [{low}, {high}]"
+
+
+def strength_cell(interval: dict) -> str:
+    """`0.62 [0.58, 0.66]`."""
+    mean, low, high = (f"{interval[name]:.2f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def sheet(triples: list[list[PIL.Image.Image]]) -> PIL.Image.Image:

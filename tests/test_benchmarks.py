@@ -19,7 +19,8 @@ from tiny import tiny_pipeline
 from backshan_diffusers import MINI
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.data.wardrobe import Wardrobe, describe
-from backshan_diffusers.evaluation import METRICS, GeneratedFront, NearestTrainingFront
+from backshan_diffusers.data.wardrobe.tops import CLOSURES, COLLARS
+from backshan_diffusers.evaluation import METRICS, GeneratedFront, NearestTrainingFront, presence
 from backshan_diffusers.objective import PRESETS
 from backshan_diffusers.training.lora import add_lora, save_lora
 
@@ -90,6 +91,23 @@ def test_mini_quality_end_to_end(model, tmp_path, capsys):
     differs = [record["systems"]["generated"] != record["systems"]["blank back"] for record in records]
     assert all(differs)
 
+    without, true_front = Wardrobe("test", 64).fronts_without(1), np.asarray(rows[1]["front"])
+    assert records[1]["presences"].keys() <= without.keys()
+    for thing, of in records[1]["presences"].items():
+        assert of["mirrored back"] == pytest.approx(presence(mirrored, true_front, without[thing]))
+        assert of["nearest training front"] == pytest.approx(presence(remembered, true_front, without[thing]))
+    presences = results["presences"]
+    for total, kinds in (("closures, all", CLOSURES), ("collars, all", COLLARS)):
+        strengths = [
+            record["presences"][kind]["mirrored back"]
+            for record in records
+            for kind in kinds
+            if kind in record["presences"]
+        ]
+        assert presences[total]["mirrored back"]["items"] == len(strengths) > 1
+        assert presences[total]["mirrored back"]["mean"] == pytest.approx(np.mean(strengths))
+    assert presences["face"]["generated"]["items"] > 8
+
     printed = capsys.readouterr().out
     for table in report["tables"]:
         assert table["title"] in printed
@@ -97,7 +115,7 @@ def test_mini_quality_end_to_end(model, tmp_path, capsys):
     first = report["tables"][0]
     value = results["systems"]["mirrored back"]["person_l1"]
     assert first["rows"][1][:2] == ["mirrored back", f"{value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"]
-    assert [table["name"] for table in report["tables"]][:2] == ["systems", "differences"]
+    assert [table["name"] for table in report["tables"]] == ["systems", "differences", "sides", "presences"]
 
     with PIL.Image.open(paths["sheet"]) as sheet:
         assert sheet.width == 12 * 64 + 13 * 4  # four items of three pictures in a row

@@ -12,6 +12,7 @@ from tiny import tiny_pipeline
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.data.arrays import CHUNK
 from backshan_diffusers.data.wardrobe import Wardrobe
+from backshan_diffusers.data.wardrobe.tops import CLOSURES
 from backshan_diffusers.evaluation import (
     METRICS,
     GeneratedFront,
@@ -22,10 +23,12 @@ from backshan_diffusers.evaluation import (
     l1,
     mean_intervals,
     measure,
+    presence,
     share_interval,
     side_correct,
     ssim,
     summarise,
+    summarise_presences,
     summarise_sides,
 )
 from backshan_diffusers.evaluation.baselines import item_seed, nearest, thumbnails
@@ -241,6 +244,88 @@ def test_a_thing_drawn_on_the_other_side_has_the_opposite_verdict():
     assert side_correct(moved, front, moved) is False
 
 
+# what only the front shows
+
+
+def stripe_and_ground() -> tuple[np.ndarray, np.ndarray]:
+    """A front with a bright line down the middle of a cloth of three shades, and the same without."""
+    without = np.full((64, 64, 3), (60, 90, 120), np.uint8)
+    without[::3] += 8
+    without[1::3] += 20
+    front = without.copy()
+    front[10:50, 31:33] = (210, 215, 220)
+    return front, without
+
+
+def test_presence_is_the_share_of_the_thing_that_is_there():
+    front, without = stripe_and_ground()
+    for share in (0, 0.25, 0.5, 1):
+        mixed = (share * front.astype(float) + (1 - share) * without).round().astype(np.uint8)
+        assert presence(mixed, front, without) == pytest.approx(share, abs=0.01)
+    stronger = np.clip(1.2 * front.astype(float) - 0.2 * without, 0, 255).round().astype(np.uint8)
+    assert presence(stronger, front, without) == pytest.approx(1.2, abs=0.01)
+    negative = np.clip(2 * without.astype(float) - front, 0, 255).astype(np.uint8)
+    assert presence(negative, front, without) < -0.3  # a dark line is no bright one
+
+
+def test_presence_asks_for_the_thing_and_for_no_colours_around_it():
+    front, without = stripe_and_ground()
+    for picture, share in ((front, 1), (without, 0)):
+        tinted = (picture * 0.7 + np.array([50, 5, 20])).round().astype(np.uint8)
+        assert presence(tinted, front, without) == pytest.approx(0.7 * share, abs=0.01)
+    elsewhere = front.copy()
+    elsewhere[52:] = 0
+    elsewhere[:, 40:] = 255
+    assert presence(elsewhere, front, without) == pytest.approx(1, abs=1e-6)
+    noise = np.random.default_rng(0).integers(0, 256, (200, 64, 64, 3), np.uint8)
+    strengths = [presence(each, front, without) for each in noise]
+    assert abs(np.mean(strengths)) < 0.02 < np.std(strengths)
+
+
+def test_presence_finds_what_is_a_64th_of_the_width_aside_and_no_more():
+    front, without = (np.repeat(np.repeat(each, 2, 0), 2, 1) for each in stripe_and_ground())  # 128 px
+    for shift in (-2, -1, 1, 2):
+        moved = without + np.roll(front - without, shift, axis=1)
+        assert presence(moved, front, without) == pytest.approx(1, abs=0.01), shift
+    for shift in (-5, 5):
+        moved = without + np.roll(front - without, shift, axis=1)
+        assert presence(moved, front, without) < 0.2, shift
+    lower = without + np.roll(front - without, 40, axis=0)
+    assert presence(lower, front, without) < 0.75
+
+
+def test_a_thing_that_can_hardly_be_seen_is_not_looked_for():
+    without = np.full((100, 100, 3), 200, np.uint8)
+    front = without.copy()
+    front[50:55, 50:52] = 200 - 26  # 10 of 10,000 pixels by more than a tenth of the range
+    assert presence(front, front, without) == pytest.approx(1, abs=0.01)
+    front[50, 50] = 200
+    assert presence(front, front, without) is None
+
+
+def test_presence_refuses_pictures_that_do_not_fit():
+    front, without = stripe_and_ground()
+    for wrong in ((front[1:], front, without), (front, front, without[1:]), (front / 255, front, without)):
+        with pytest.raises(ValueError):
+            presence(*wrong)
+
+
+def test_a_drawn_front_has_what_it_has_and_one_without_has_not():
+    reader, seen = Wardrobe("validation", 128), set()
+    for index in range(40):
+        row, without = reader.row(index), reader.fronts_without(index)
+        front, mirrored = np.asarray(row["front"]), np.asarray(row["back"])[:, ::-1]
+        for thing, picture in without.items():
+            if presence(front, front, picture) is None:
+                continue
+            seen.add(thing)
+            assert presence(front, front, picture) == pytest.approx(1, abs=1e-6)
+            assert presence(picture, front, picture) == pytest.approx(0, abs=1e-6)
+            if thing in CLOSURES:
+                assert presence(mirrored, front, picture) < 0.4, (index, thing)
+    assert seen > {*CLOSURES, "lapels", "face"}
+
+
 # baselines
 
 
@@ -437,8 +522,9 @@ def test_a_comparison_from_pictures_to_summary(rows):
         batches.append(len(batch))
         return MirroredBack()(batch)
 
-    other_sides = Wardrobe("validation", 64).other_side_fronts
-    measured = list(measure(rows, {"ours": almost_true, "mirrored": mirrored}, 3, other_sides))
+    reader = Wardrobe("validation", 64)
+    other_sides = reader.other_side_fronts
+    measured = list(measure(rows, {"ours": almost_true, "mirrored": mirrored}, 3, other_sides, reader.fronts_without))
     assert batches == [3, 3, 2]
     records = [record for _, _, record in measured]
     assert json.loads(json.dumps(records)) == records
@@ -458,6 +544,11 @@ def test_a_comparison_from_pictures_to_summary(rows):
             if side_correct(fronts["ours"], np.asarray(row["front"]), moved[thing]) is not None
         }
         assert record["sides"] == expected
+        strengths = {
+            thing: {system: presence(front, np.asarray(row["front"]), without) for system, front in fronts.items()}
+            for thing, without in reader.fronts_without(index).items()
+        }
+        assert record["presences"] == {thing: of for thing, of in strengths.items() if None not in of.values()} != {}
 
     summary = summarise(records, "ours", seed=5)
     groups = [row["group_id"] for row in rows]
@@ -490,7 +581,7 @@ def test_a_thing_that_every_system_puts_on_the_wrong_side_counts(rows):
 
 def test_equal_systems_win_half_of_the_items(rows):
     records = [record for _, _, record in measure(rows[:4], {"one": MirroredBack(), "two": MirroredBack()}, 4)]
-    assert all(record["sides"] == {} for record in records)
+    assert all(record["sides"] == record["presences"] == {} for record in records)
     for difference in summarise(records, "one")["differences"]["two"].values():
         assert (difference["mean"], difference["low"], difference["high"]) == (0, 0, 0)
         assert difference["win_rate"]["mean"] == 0.5
@@ -515,3 +606,17 @@ def test_sides_are_counted_by_thing():
     both = summarise_sides(records, ["bag", "hem"])
     assert (both["ours"]["mean"], both["ours"]["items"], both["ours"]["groups"]) == (0.5, 4, 2)
     assert summarise_sides(records, ["hat"]) is None
+
+
+def test_presences_are_averaged_by_thing():
+    def record(group, **strengths):
+        return {"group_id": group, "presences": {name: {"ours": of, "theirs": -of} for name, of in strengths.items()}}
+
+    records = [record("a", zip=0.5), record("a", zip=0.7, face=1), record("b", zip=0.1), record("c")]
+    zips = summarise_presences(records, ["zip"], seed=4)
+    assert zips["ours"] == pytest.approx(vars(mean_interval([0.5, 0.7, 0.1], ["a", "a", "b"], 4)))
+    assert zips["theirs"] == pytest.approx(vars(mean_interval([-0.5, -0.7, -0.1], ["a", "a", "b"], 4)))
+    both = summarise_presences(records, ["zip", "face"])
+    assert (both["ours"]["mean"], both["ours"]["items"], both["ours"]["groups"]) == (pytest.approx(0.575), 4, 2)
+    assert summarise_presences(records, ["face"]) is None  # one group has no interval
+    assert summarise_presences(records, ["hood"]) is None

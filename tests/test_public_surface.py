@@ -114,11 +114,13 @@ def test_exports_of_evaluation():
         "edge_error": "generated front mask",
         "l1": "generated front mask",
         "mean_intervals": "values groups seed",
-        "measure": "rows systems batch_size other_sides",
+        "measure": "rows systems batch_size other_sides fronts_without",
+        "presence": "generated front without",
         "share_interval": "values groups",
         "side_correct": "generated front other_side",
         "ssim": "generated front mask",
         "summarise": "records ours seed",
+        "summarise_presences": "records things seed",
         "summarise_sides": "records things",
     }
     assert sorted(evaluation.__all__) == sorted(arguments)

@@ -6,10 +6,12 @@ import json
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ImageFilter
 from wardrobe_parts import (
     GOLDEN_PARTS,
     GREEN,
@@ -42,7 +44,7 @@ from backshan_diffusers.data.wardrobe.body import paint_arm
 from backshan_diffusers.data.wardrobe.canvas import FACE, GARMENT, HEAD, PERSON, Canvas
 from backshan_diffusers.data.wardrobe.fabric import PATTERNS, Cloth
 from backshan_diffusers.data.wardrobe.face import BEARDS, MOUTHS
-from backshan_diffusers.data.wardrobe.figure import Figure
+from backshan_diffusers.data.wardrobe.figure import SOLE, Figure
 from backshan_diffusers.data.wardrobe.hair import KNOTS, TAILS
 from backshan_diffusers.data.wardrobe.hair import SIDED as SIDED_HAIR
 from backshan_diffusers.data.wardrobe.outfit import (
@@ -53,7 +55,7 @@ from backshan_diffusers.data.wardrobe.outfit import (
     TOPS,
 )
 from backshan_diffusers.data.wardrobe.painter import paint_pair
-from backshan_diffusers.data.wardrobe.tops import PRINTS, paint_sleeve, paint_top
+from backshan_diffusers.data.wardrobe.tops import CLOSURES, COLLARS, PRINTS, paint_sleeve, paint_top
 from backshan_diffusers.data.wardrobe.view import View
 
 PICTURES = [name for name in COLUMNS if name not in ("item_id", "group_id", "attributes")]
@@ -707,6 +709,62 @@ def test_every_side_of_an_outfit_is_labelled_in_the_attributes():
     for index in range(20):
         attributes, moved = reader.row(index)["attributes"], reader.other_side_fronts(index)
         assert {thing for thing, label in labels.items() if attributes[label] != "none"} == moved.keys() - {HAIR_SIDE}
+
+
+# Fronts without one thing
+
+
+def test_fronts_without_leave_one_thing_out_and_nothing_else():
+    reader, seen = Wardrobe("validation", 96), Counter()
+    for index in range(100):
+        outfit, _, _, _ = reader.scene(index)
+        row, without = reader.row(index), reader.fronts_without(index)
+        spec, front = outfit.top_spec, np.asarray(row["front"]).astype(int)
+        pockets = {"pocket", "two pockets", "hip pockets", "kangaroo"} & set(spec.details)
+        expected = {
+            spec.closure if not outfit.is_open else "none",
+            spec.collar,
+            "pockets" if pockets else "none",
+            "face",
+        } - {"none"}
+        assert without.keys() == expected
+        seen.update(expected)
+        for thing, picture in without.items():
+            differs = np.abs(picture - front).max(axis=2) > 0
+            mask = row["front_head" if thing == "face" else "front_person"]
+            inside = np.asarray(mask.filter(ImageFilter.MaxFilter(5))) > 0  # outlines reach beyond what they surround
+            assert differs.any() and not (differs & ~inside).any(), (index, thing)
+    assert seen.keys() == {*CLOSURES, *COLLARS, "pockets", "face"}
+
+
+@pytest.mark.parametrize(
+    ("thing", "top", "kind", "rows"),
+    (
+        ("closure", "hoodie", "zip", (0.2, 0.51)),
+        ("closure", "shirt", "buttons", (0.2, 0.53)),
+        ("closure", "polo", "placket", (0.19, 0.31)),
+        ("closure", "blazer", "two buttons", (0.29, 0.55)),
+        ("collar", "blazer", "lapels", (0.15, 0.35)),
+        ("collar", "hoodie", "hood", (0.12, 0.28)),
+        ("pockets", "hoodie", "pockets", (0.39, 0.5)),
+    ),
+)
+def test_what_is_left_out_is_missing_where_it_belongs(thing, top, kind, rows):
+    outfit, person, scene = dressed(top=top, tucked=False)
+    worn = 128, outfit, person, scene
+    whole, without = paint_pair(*worn), paint_pair(*worn, frozenset({thing}))
+    assert np.array_equal(whole[0].picture(), without[0].picture())  # the back keeps all
+    differs = np.argwhere((whole[1].picture() != without[1].picture()).any(axis=2))
+    assert len(differs) > 16
+    top_row, bottom_row = ((0.5 + (0.485 - SOLE + y) * person.height) * 128 for y in rows)
+    assert top_row - 3 <= differs[:, 0].min() and differs[:, 0].max() <= bottom_row + 3
+
+
+def test_a_top_that_is_worn_open_has_no_closure_to_leave_out():
+    reader = Wardrobe("validation", 64)
+    outfits = {index: reader.scene(index)[0] for index in range(60)}
+    opened = [index for index, outfit in outfits.items() if outfit.is_open]
+    assert opened and not any(outfits[index].top_spec.closure in reader.fronts_without(index) for index in opened)
 
 
 # Variety

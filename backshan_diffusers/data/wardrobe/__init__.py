@@ -8,7 +8,8 @@ from PIL import Image
 from .canvas import FACE, GARMENT, HEAD, PERSON
 from .hair import STYLES
 from .outfit import Outfit, Person, Scene, sample_outfit, sample_person, sample_scene
-from .painter import paint_pair
+from .painter import FRONT_ONLY, paint_pair
+from .tops import COLLARS, POCKETS, shows_closure
 
 SEEDS_PER_SPLIT = 10_000_000
 SPLITS = {"train": 0, "validation": SEEDS_PER_SPLIT, "test": 2 * SEEDS_PER_SPLIT}  # first seed of each
@@ -105,6 +106,27 @@ class Wardrobe:
         }
         moved[HAIR_SIDE] = outfit, replace(person, hair_side=-person.hair_side)
         return {name: paint_pair(self.size, *worn, scene)[1].picture() for name, worn in moved.items()}
+
+    def fronts_without(self, index: int) -> dict[str, np.ndarray]:
+        """The front of a row, drawn again without each thing of `FRONT_ONLY` that it has, one at a time.
+
+        Returns:
+            `size x size x 3` uint8 pictures by the thing's name. A closure and a collar have the names of their kinds,
+            those of `CLOSURES` and `COLLARS`.
+        """
+        outfit, person, scene, _ = self.scene(index)
+        spec = outfit.top_spec
+        kinds = {"face": "face"}
+        if shows_closure(outfit):
+            kinds["closure"] = spec.closure
+        if spec.collar in COLLARS:
+            kinds["collar"] = spec.collar
+        if POCKETS.intersection(spec.details):
+            kinds["pockets"] = "pockets"
+        worn = self.size, outfit, person, scene
+        return {
+            kinds[thing]: paint_pair(*worn, frozenset({thing}))[1].picture() for thing in FRONT_ONLY if thing in kinds
+        }
 
 
 def describe(outfit: Outfit, person: Person, scene: Scene) -> dict[str, str | int | float | bool]:

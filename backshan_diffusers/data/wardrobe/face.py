@@ -19,7 +19,7 @@ def paint_head(view: View) -> None:
     half = [(0.0, -1.02), (0.66, -0.98), (1.02, -0.55), (1.04, 0.0), (0.98, 0.42), (jaw, 0.84), (0.3, 1.02)]
     skull = to_figure(view, [*half, *((-x, y) for x, y in reversed(half) if x)])
     view.part(skull, skin, FACE_LABEL if view.is_front else HEAD_LABEL, falloff=14, cast=0.012)
-    if view.is_front:
+    if view.is_front and "face" not in view.left_out:
         _paint_face(view)
 
 

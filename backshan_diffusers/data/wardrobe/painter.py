@@ -12,16 +12,21 @@ from .outfit import Outfit, Person, Scene
 from .tops import paint_behind_neck, paint_collar, paint_sleeve, paint_top
 from .view import View
 
+FRONT_ONLY = ("closure", "collar", "pockets", "face")
+"""What a front may be drawn without."""
 
-def paint_pair(size: int, outfit: Outfit, person: Person, scene: Scene) -> tuple[Canvas, Canvas]:
-    """The back and the front with their labels, before the same backdrop."""
+
+def paint_pair(
+    size: int, outfit: Outfit, person: Person, scene: Scene, left_out: frozenset[str] = frozenset()
+) -> tuple[Canvas, Canvas]:
+    """The back and the front with their labels, before the same backdrop; the front without what is `left_out`."""
     back = Canvas(size)
     paint_backdrop(back, scene, person)
     front = Canvas(size)
     front.color[:] = back.color
     figure = Figure(person)
     _paint_person(View(back, -1, outfit, person, scene, figure))
-    _paint_person(View(front, 1, outfit, person, scene, figure))
+    _paint_person(View(front, 1, outfit, person, scene, figure, left_out))
     return back, front
 
 
@@ -34,7 +39,8 @@ def _paint_person(view: View) -> None:
     _paint_clothes(view)
     _paint_arms(view, over_trunk=True)
     if view.is_front:
-        paint_collar(view)
+        if "collar" not in view.left_out:
+            paint_collar(view)
         paint_bag(view)
         paint_head(view)
         paint_over_face(view)

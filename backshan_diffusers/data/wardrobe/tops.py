@@ -6,7 +6,7 @@ from collections.abc import Callable
 from .canvas import CLOTH_LABEL
 from .fabric import Cloth, mixed
 from .figure import ARMPIT, HIP, NECK, SHOULDER, WAIST, Point
-from .outfit import TopSpec
+from .outfit import Outfit, TopSpec
 from .view import ROUND_TRUNK, View
 
 # neckline: (shape, extra half width, depth below the neck)
@@ -100,7 +100,7 @@ def trunk_outline(view: View, spec: TopSpec, neck: str) -> list[Point]:
 def paint_behind_neck(view: View) -> None:
     """In the front view: what of the top stands behind the neck."""
     spec, cloth = view.outfit.top_spec, view.outfit.top_cloth
-    if view.is_front and spec.collar == "hood":
+    if view.is_front and spec.collar == "hood" and "collar" not in view.left_out:
         view.part(_hood_outline(view, 0.235), cloth.trim(78))
     elif view.is_front and not (spec.neck == "one shoulder" or spec.neck in STRAPLESS):
         lining = view.outfit.inner_cloth if view.outfit.is_open else cloth
@@ -128,9 +128,9 @@ def paint_top(view: View) -> None:
             view.line(_neckline(view, neck)[1:-1], outfit.top_cloth.dark(76), 0.006)
     for detail in spec.details:
         painter = DETAILS.get(detail)
-        if painter is not None:
+        if painter is not None and not (detail in POCKETS and "pockets" in view.left_out):
             painter(view)
-    if view.is_front and spec.closure in CLOSURES and not outfit.is_open:
+    if shows_closure(outfit) and view.is_front and "closure" not in view.left_out:
         CLOSURES[spec.closure](view)
     _paint_folds(view)
     _paint_prints(view)
@@ -309,6 +309,11 @@ def _two_buttons(view: View) -> None:
 CLOSURES = {"buttons": _buttons, "placket": _placket, "zip": _zip, "two buttons": _two_buttons}
 
 
+def shows_closure(outfit: Outfit) -> bool:
+    """Whether the front shows a closure: a top that is worn open has none."""
+    return outfit.top_spec.closure in CLOSURES and not outfit.is_open
+
+
 def _rib(view: View) -> None:
     outfit, fig = view.outfit, view.figure
     spec = outfit.top_spec
@@ -451,6 +456,7 @@ def _seam(view: View) -> None:
         view.line([(x, 0.3), (x, HIP)], view.outfit.top_cloth.dark(68), 0.003)
 
 
+POCKETS = frozenset({"pocket", "two pockets", "hip pockets", "kangaroo"})
 DETAILS: dict[str, Callable[[View], None]] = {
     "rib": _rib,
     "pocket": lambda view: _chest_pockets(view, (1,)),

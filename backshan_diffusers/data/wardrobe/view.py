@@ -18,7 +18,8 @@ OUTLINE = 0.0032  # of the picture's side
 
 @dataclass
 class View:
-    """The state that all drawing functions share. `side` is +1 from the front and -1 from the back."""
+    """The state that all drawing functions share. `side` is +1 from the front and -1 from the back; `left_out` names
+    things of `FRONT_ONLY` that are not drawn."""
 
     canvas: Canvas
     side: int
@@ -26,6 +27,7 @@ class View:
     person: Person
     scene: Scene
     figure: Figure
+    left_out: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         side, height = self.canvas.side, self.person.height
