@@ -14,7 +14,7 @@ from .tops import COLLARS, POCKETS, shows_closure
 SEEDS_PER_SPLIT = 10_000_000
 SPLITS = {"train": 0, "validation": SEEDS_PER_SPLIT, "test": 2 * SEEDS_PER_SPLIT}  # first seed of each
 SMALLEST, LARGEST = 64, 1024
-DRAWING = 2  # raised whenever any seed gives other pixels, so that no cache outlives the code that filled it
+DRAWING = 3  # raised whenever any seed gives other pixels, so that no cache outlives the code that filled it
 LABELS = 2  # the same for the attributes
 RUN = 8  # in every run of this many, the last wears the outfit of the one before
 

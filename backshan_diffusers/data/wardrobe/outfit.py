@@ -454,7 +454,7 @@ def sample_person(seed: int, masculine: bool) -> Person:
         height=draws.uniform(0.875, 0.935),
         width=width,
         lean=draws.uniform(-0.035, 0.035),
-        turn=draws.uniform(-0.3, 0.3),
+        turn=draws.uniform(-0.15, 0.15),
         head_tilt=draws.uniform(-0.006, 0.006),
         arms=(_arm(draws), _arm(draws)),
         arms_in_front=(draws.chance(0.5), draws.chance(0.5)),

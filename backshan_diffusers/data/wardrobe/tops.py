@@ -202,8 +202,11 @@ def _paint_straps(view: View, neck: str) -> None:
 
 
 def _paint_folds(view: View) -> None:
-    """Where cloth gathers: at the armpits and over the waist."""
+    """Where cloth gathers: at the armpits, over the waist, and behind along the spine, by which one sees a turn."""
     spec, fig = view.outfit.top_spec, view.figure
+    if not view.is_front:
+        x, wide, end = view.center(0.3), 0.009, min(HIP, *_hems(view).values())
+        view.tone([(x, 0.25), (x, 0.25), (x + wide, 0.34), (x, end), (x, end), (x - wide, 0.34)], 72)
     if "quilt" in spec.details:
         return
     for side in (-1, 1):
