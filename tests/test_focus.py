@@ -10,7 +10,7 @@ from tiny import pair_arrays, step_pairs, tiny_config, tiny_pipeline
 from backshan_diffusers.data import load_pairs
 from backshan_diffusers.data.arrays import read_arrays
 from backshan_diffusers.data.pairs import PairsError
-from backshan_diffusers.training.batches import StepSampler, cell_weights, crop_batch, kept_cells
+from backshan_diffusers.training.batches import StepSampler, cell_weights, crop_batch, detail, kept_cells
 from backshan_diffusers.training.caching import cache_pairs, to_pixels
 from backshan_diffusers.training.config import ConfigError
 from backshan_diffusers.training.order import RandomOrder
@@ -82,17 +82,30 @@ def test_what_counts_once_needs_no_masks(tmp_path):
         tiny_config(tmp_path, person_weight=float("inf"))
 
 
-def test_what_the_flipped_back_does_not_show_counts_by_how_much_it_differs():
+@pytest.mark.parametrize(("side", "around"), [(32, 1), (64, 1), (128, 3), (180, 5)])
+def test_detail_is_what_differs_from_the_mean_around_it(side, around):
+    picture = np.random.default_rng(side).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    found = detail(picture)
+    assert found.dtype == np.float32
+    for y, x in ((0, 0), (side - 1, 1), (side // 2, side // 3), (7, side - 2)):
+        square = picture[0, max(0, y - around) : y + around + 1, max(0, x - around) : x + around + 1]
+        assert found[0, y, x] == pytest.approx(picture[0, y, x] - square.reshape(-1, 3).mean(axis=0), abs=1e-3)
+
+
+def test_the_detail_that_the_flipped_back_does_not_show_counts_by_how_much_it_differs():
     pairs = pair_arrays(2)
     pairs.fronts[:] = pairs.backs[:, :, ::-1]
-    assert (step_pairs(pairs, np.arange(2)).unseen(20.0) == 1).all()
-    pairs.backs[:, 5, 0], pairs.fronts[:, 5, 63] = 0, 255  # one place, seen from behind and from the front
-    pairs.backs[:, 9, 3], pairs.fronts[:, 9, 60] = (10, 20, 30), (10, 23, 0)
-    weights = step_pairs(pairs, np.arange(2)).unseen(20.0)
+    assert (step_pairs(pairs, np.arange(2)).unseen(200.0) == 1).all()
+    pairs.backs[:], pairs.fronts[:] = 40, 40
+    pairs.fronts[:, :, 32:] = 90  # a shade of its own, and a line: only their edges are detail
+    pairs.fronts[:, 10:50, 12] = (250, 40, 40)
+    weights = step_pairs(pairs, np.arange(2)).unseen(200.0)
     assert weights.dtype == np.float32
-    assert np.argwhere(weights[0] > 1).tolist() == [[5, 63], [9, 60]]
-    assert weights[1, 5, 63] == 20 and weights[1, 9, 60] == pytest.approx(1 + 19 * 11 / 255)
-    flipped = step_pairs(pairs, np.arange(2), flip=1.0).unseen(20.0)
+    assert (weights[:, 30, 40:] == 1).all() and (weights[:, 30, 20:30] == 1).all()
+    difference = 2 / 3 * 210 / 3 / 255  # of the line and the mean of three columns, in one of three channels
+    assert weights[1, 30, 12] == pytest.approx(1 + 199 * difference**2)
+    assert weights[1, 30, 13] == pytest.approx(1 + 199 * (difference / 2) ** 2)
+    flipped = step_pairs(pairs, np.arange(2), flip=1.0).unseen(200.0)
     assert np.array_equal(flipped, weights[..., ::-1])
 
 
@@ -102,7 +115,7 @@ def test_what_moves_with_its_back_is_still_seen():
     together = step_pairs(pairs, np.arange(2), affine=(0.0, 0.2, 0.0))
     apart = step_pairs(pairs, np.arange(2), affine=(0.0, 0.2, 0.0), affine_shared=False)
     assert not np.array_equal(together.fronts, pairs.fronts)
-    assert together.unseen(20.0).mean() < 1.1 < 2 < apart.unseen(20.0).mean()
+    assert together.unseen(200.0).mean() < 1.5 < 4 < apart.unseen(200.0).mean()
 
 
 def test_a_cell_counts_as_its_heaviest_pixel():

@@ -20,6 +20,9 @@ from .order import LikenessOrder, RandomOrder
 CROP_CANDIDATES = 4
 """Random crops of which the most detailed one is learned from."""
 
+DETAIL_PARTS = 18
+"""Side of a picture over that of the squares from which detail stands out: 7 px of 128."""
+
 DISTURBED = 4
 """Of so many true fronts, and of as many predicted ones, one is disturbed: a part of them costs a part."""
 
@@ -115,13 +118,14 @@ class StepPairs:
         return weights
 
     def unseen(self, weight: float) -> np.ndarray:
-        """`B x S x S` float32: how much each pixel of the fronts counts for what the flipped back has in its place.
+        """`B x S x S` float32: how much each pixel of the fronts counts for detail that the flipped back lacks.
 
-        From 1, the same, to `weight`, black for white or white for black.
+        From 1, the same detail in its place, it rises with the square of the difference, to nearly `weight` on a thin
+        black line where the back is white.
         """
         backs = self.pictures("backs", mirror=True)
-        differences = np.abs(self.fronts.astype(np.float32) - backs).mean(axis=-1) / 255
-        return 1 + (weight - 1) * differences
+        differences = np.abs(detail(self.fronts) - detail(backs)).mean(axis=-1) / 255
+        return 1 + (weight - 1) * differences**2
 
     def _mask(self, packed: np.ndarray) -> np.ndarray:
         mask = np.unpackbits(packed[self.indices], axis=-1, count=self._side)
@@ -196,6 +200,22 @@ def latent_batch(
     """
     dropped = torch.rand(len(latents), generator=generator) < p
     return {"latents": latents, "prompts": prompts[places.masked_fill(dropped, 1)]}
+
+
+def detail(pictures: np.ndarray) -> np.ndarray:
+    """What stands out from its surroundings, by how much: lines and dots, and neither colours nor shades.
+
+    Args:
+        pictures: `B x S x S x 3` uint8.
+
+    Returns:
+        `B x S x S x 3` float32 from -255 to 255: each pixel less the mean of the square of about `S / DETAIL_PARTS`
+        pixels a side around it.
+    """
+    values = torch.from_numpy(pictures.astype(np.float32)).permute(0, 3, 1, 2)
+    around = max(1, pictures.shape[1] // (2 * DETAIL_PARTS))
+    means = torch.nn.functional.avg_pool2d(values, 2 * around + 1, 1, around, count_include_pad=False)
+    return (values - means).permute(0, 2, 3, 1).numpy()
 
 
 def cell_weights(weights: np.ndarray, factor: int) -> torch.Tensor:

@@ -220,7 +220,9 @@ class TrainingConfig:
     )
     unseen_weight: float = field(
         default=1.0,
-        metadata=_of_stage("How many times as much, at most, a pixel of a front counts that its flipped back lacks."),
+        metadata=_of_stage(
+            "How many times as much, at most, the detail of a front counts that its flipped back lacks."
+        ),
     )
     flip: float = field(default=0.0, metadata=_of_stage("Share of pairs of which both views are flipped left-right."))
     colour_jitter: tuple[float, ...] = field(
