@@ -153,7 +153,7 @@ def test_the_sheet_is_chosen_by_index(model, tmp_path, monkeypatch):
 
 
 def test_the_nearest_front_is_sought_among_all_pairs_of_the_recipe():
-    recipe = yaml.safe_load((BENCHMARKS.parent / "examples" / "configs" / "mini-refine.yaml").read_text())
+    recipe = yaml.safe_load((BENCHMARKS.parent / "examples" / "configs" / "mini-retouch.yaml").read_text())
     _, options = script("mini_quality").parse([])
     assert options.train_count == recipe["train_pairs"]
 

@@ -394,6 +394,7 @@ def test_reading_a_config_needs_no_model_code():
 RUNS = {
     "lpc": list(STAGES),
     "mini": list(STAGES),
+    "mini-close": ["joint"],
     "mini-decide": ["joint"],
     "mini-finish": ["vae", "joint"],
     "mini-focus": ["vae", "joint"],
@@ -401,6 +402,7 @@ RUNS = {
     "mini-more": ["joint"],
     "mini-refine": ["joint"],
     "mini-reframe": ["joint"],
+    "mini-retouch": ["joint"],
     "mini-settle": ["joint"],
     "mini-sharpen": ["joint"],
     "sd15-stage1": ["controlnet"],
@@ -410,8 +412,8 @@ RUNS = {
 }
 
 
-ADVERSARIAL = ("mini-decide", "mini-refine", "mini-sharpen")
-SHIFTED = ("mini-grow",)
+ADVERSARIAL = ("mini-decide", "mini-refine", "mini-retouch", "mini-sharpen")
+SHIFTED = ("mini-close", "mini-grow")
 
 
 def test_every_shipped_file_is_tested():

@@ -929,7 +929,7 @@ def test_the_card_of_the_embedded_model():
     assert {each.metric_type: each.metric_value for each in card.data.eval_results} == measured
     assert " | ".join(report["tables"][0]["rows"][1]) in card.text
     assert (
-        "Stage `joint`: 1300 steps of 16 pairs of the source `wardrobe`. The run went on from another model, which lay"
+        "Stage `joint`: 1060 steps of 16 pairs of the source `wardrobe`. The run went on from another model, which lay"
         " in a folder: the steps that were taken until then are not counted. The first steps had other values, as"
         " `accepted` says. A prompt may go on, after commas, with the words of `captions`." in card.text
     )

@@ -55,7 +55,8 @@ def mean(name: str, fronts: list[np.ndarray], rows: list[dict]) -> float:
 
 RECORDS = [("mini", ".", stage) for stage in STAGES]
 RECORDS += [(f"mini-{part}", part, stage) for part in ("finish", "focus") for stage in ("vae", "joint")]
-RECORDS += [(f"mini-{part}", part, "joint") for part in ("more", "reframe", "settle", "sharpen", "grow", "refine")]
+LATER = ("more", "reframe", "settle", "sharpen", "grow", "refine", "close", "retouch")
+RECORDS += [(f"mini-{part}", part, "joint") for part in LATER]
 NOT_SHIPPED = [("mini-decide", "decide", "joint")]
 
 
