@@ -774,6 +774,12 @@ def test_what_is_left_out_is_missing_where_it_belongs(thing, top, kind, rows):
     assert top_row - 3 <= differs[:, 0].min() and differs[:, 0].max() <= bottom_row + 3
 
 
+def test_a_hood_that_is_left_out_is_gone_behind_the_neck_too():
+    worn = 128, *dressed(top="hoodie", hair="bald")
+    whole, without = (paint_pair(*worn, out)[1].masks()[PERSON] > 127 for out in (frozenset(), frozenset({"collar"})))
+    assert (whole & ~without).sum() > 20 and not (without & ~whole).any()
+
+
 def test_a_top_that_is_worn_open_has_no_closure_to_leave_out():
     reader = Wardrobe("validation", 64)
     outfits = {index: reader.scene(index)[0] for index in range(60)}
