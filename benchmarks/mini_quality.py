@@ -56,7 +56,7 @@ SUBSETS: dict[str, Callable[[dict], bool]] = {
     "cluttered backdrop": lambda of: of["backdrop"] == "cluttered",
 }
 
-FRONT_ONLY = {
+FRONT_THINGS = {
     **{name: [name] for name in CLOSURES},
     "closures, all": list(CLOSURES),
     **{f"{name}, collar": [name] for name in COLLARS},
@@ -154,7 +154,7 @@ def sides(records: list[dict]) -> dict:
 
 def presences(records: list[dict], seed: int) -> dict:
     """How strongly each kind of thing that only the front shows is there."""
-    strengths = {name: summarise_presences(records, members, seed) for name, members in FRONT_ONLY.items()}
+    strengths = {name: summarise_presences(records, members, seed) for name, members in FRONT_THINGS.items()}
     return {name: strength for name, strength in strengths.items() if strength is not None}
 
 
@@ -192,32 +192,25 @@ def tables(results: dict) -> list[Table]:
                 ],
             )
         )
-    if results["sides"]:
-        made.append(
-            Table(
-                "sides",
-                "one-sided things that come out on the correct side: share [95 % interval]",
-                ["thing", "seen", *results["systems"]],
-                [
-                    [name, str(next(iter(share.values()))["items"]), *(percent_cell(each) for each in share.values())]
-                    for name, share in results["sides"].items()
-                ],
-            )
-        )
-    if results["presences"]:
-        made.append(
-            Table(
-                "presences",
-                "how strongly what only the front shows is there: 0 not at all, 1 as in the true front"
-                " [95 % interval]",
-                ["thing", "seen", *results["systems"]],
-                [
-                    [name, str(next(iter(of.values()))["items"]), *map(strength_cell, of.values())]
-                    for name, of in results["presences"].items()
-                ],
-            )
-        )
+    share = "one-sided things that come out on the correct side: share [95 % interval]"
+    strength = "how strongly what only the front shows is there: 0 not at all, 1 as in the true front [95 % interval]"
+    for name, title, cell_of in (("sides", share, percent_cell), ("presences", strength, strength_cell)):
+        if results[name]:
+            made.append(table_of_things(name, title, results, cell_of))
     return made
+
+
+def table_of_things(name: str, title: str, results: dict, cell_of: Callable[[dict], str]) -> Table:
+    """A row for each thing, a column for each system."""
+    return Table(
+        name,
+        title,
+        ["thing", "seen", *results["systems"]],
+        [
+            [thing, str(next(iter(of.values()))["items"]), *map(cell_of, of.values())]
+            for thing, of in results[name].items()
+        ],
+    )
 
 
 def beside_mirrored_columns(keys: Sequence[str]) -> list[str]:

@@ -15,7 +15,9 @@ from tiny import tiny_pipeline
 
 from backshan_diffusers import MINI, BackToFrontPipeline
 from backshan_diffusers.data import load_pairs
-from backshan_diffusers.evaluation.metrics import METRICS
+from backshan_diffusers.data.wardrobe import Wardrobe
+from backshan_diffusers.data.wardrobe.tops import shows_closure
+from backshan_diffusers.evaluation import METRICS, MirroredBack, measure, summarise_presences
 from backshan_diffusers.objective import PRESETS, Objective
 from backshan_diffusers.training.caching import to_pixels
 from backshan_diffusers.training.config import STAGES, TrainingConfig
@@ -164,6 +166,20 @@ def test_the_stock_pipeline_draws_the_same_front(mini, rows, fronts):
         guidance_scale=1.0,
     ).images[0]
     assert np.abs(np.asarray(front).astype(int) - fronts[0].astype(int)).max() <= 2
+
+
+def test_zips_and_faces_are_invented(mini):
+    """The mirrored back has none of a zip and little of a face."""
+    reader = Wardrobe("validation", 128)
+    outfits = ((index, reader.scene(index)[0]) for index in range(500, 700))
+    zipped = [index for index, worn in outfits if worn.top_spec.closure == "zip" and shows_closure(worn)][:BACKS]
+    rows = [reader.row(index) for index in zipped]
+    systems = {"ours": lambda batch: generate(mini, [row["back"] for row in batch]), "mirrored": MirroredBack()}
+    measured = measure(rows, systems, BACKS, fronts_without=lambda place: reader.fronts_without(zipped[place]))
+    records = [record for _, _, record in measured]
+    zips, faces = (summarise_presences(records, [name]) for name in ("zip", "face"))
+    assert zips["ours"]["mean"] > 0.15 > zips["mirrored"]["mean"]
+    assert faces["ours"]["mean"] > 0.4 > faces["mirrored"]["mean"]
 
 
 def test_a_coat_is_open_over_a_top_where_the_prompt_says_so(mini):

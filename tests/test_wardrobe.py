@@ -6,7 +6,6 @@ import json
 import pickle
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -729,7 +728,7 @@ def test_every_side_of_an_outfit_is_labelled_in_the_attributes():
 
 
 def test_fronts_without_leave_one_thing_out_and_nothing_else():
-    reader, seen = Wardrobe("validation", 96), Counter()
+    reader, seen = Wardrobe("validation", 96), set()
     for index in range(100):
         outfit, _, _, _ = reader.scene(index)
         row, without = reader.row(index), reader.fronts_without(index)
@@ -742,28 +741,28 @@ def test_fronts_without_leave_one_thing_out_and_nothing_else():
             "face",
         } - {"none"}
         assert without.keys() == expected
-        seen.update(expected)
+        seen |= expected
         for thing, picture in without.items():
             differs = np.abs(picture - front).max(axis=2) > 0
             mask = row["front_head" if thing == "face" else "front_person"]
             inside = np.asarray(mask.filter(ImageFilter.MaxFilter(5))) > 0  # outlines reach beyond what they surround
             assert differs.any() and not (differs & ~inside).any(), (index, thing)
-    assert seen.keys() == {*CLOSURES, *COLLARS, "pockets", "face"}
+    assert seen == {*CLOSURES, *COLLARS, "pockets", "face"}
 
 
 @pytest.mark.parametrize(
-    ("thing", "top", "kind", "rows"),
+    ("thing", "top", "rows"),
     (
-        ("closure", "hoodie", "zip", (0.2, 0.51)),
-        ("closure", "shirt", "buttons", (0.2, 0.53)),
-        ("closure", "polo", "placket", (0.19, 0.31)),
-        ("closure", "blazer", "two buttons", (0.29, 0.55)),
-        ("collar", "blazer", "lapels", (0.15, 0.35)),
-        ("collar", "hoodie", "hood", (0.12, 0.28)),
-        ("pockets", "hoodie", "pockets", (0.39, 0.5)),
+        ("closure", "hoodie", (0.2, 0.51)),
+        ("closure", "shirt", (0.2, 0.53)),
+        ("closure", "polo", (0.19, 0.31)),
+        ("closure", "blazer", (0.29, 0.55)),
+        ("collar", "blazer", (0.15, 0.35)),
+        ("collar", "hoodie", (0.12, 0.28)),
+        ("pockets", "hoodie", (0.39, 0.5)),
     ),
 )
-def test_what_is_left_out_is_missing_where_it_belongs(thing, top, kind, rows):
+def test_what_is_left_out_is_missing_where_it_belongs(thing, top, rows):
     outfit, person, scene = dressed(top=top, tucked=False)
     worn = 128, outfit, person, scene
     whole, without = paint_pair(*worn), paint_pair(*worn, frozenset({thing}))

@@ -109,9 +109,7 @@ def side_correct(generated: np.ndarray, front: np.ndarray, other_side: np.ndarra
     Raises:
         ValueError: if the shapes or types do not fit.
     """
-    _check_pictures(generated, front)
-    _check_pictures(other_side, front)
-    differs = _visible_difference(front, other_side)
+    differs = _visible_difference(generated, front, other_side)
     if differs is None:
         return None
     to_front, to_other = (_channel_mean_difference(generated, each)[differs].sum() for each in (front, other_side))
@@ -138,9 +136,7 @@ def presence(generated: np.ndarray, front: np.ndarray, without: np.ndarray) -> f
     Raises:
         ValueError: if the shapes or types do not fit.
     """
-    _check_pictures(generated, front)
-    _check_pictures(without, front)
-    differs = _visible_difference(front, without)
+    differs = _visible_difference(generated, front, without)
     if differs is None:
         return None
     reach = front.shape[1] // PRESENCE_REACH
@@ -197,8 +193,14 @@ METRICS = {
 """What every item and system is measured with, by the name under which values are saved."""
 
 
-def _visible_difference(front: np.ndarray, other: np.ndarray) -> np.ndarray | None:
-    """Where two fronts differ, `H x W` bool; `None` if that is in too few pixels to be seen."""
+def _visible_difference(generated: np.ndarray, front: np.ndarray, other: np.ndarray) -> np.ndarray | None:
+    """Where `front` and `other` differ, `H x W` bool; `None` if that is in too few pixels to be seen.
+
+    Raises:
+        ValueError: if the shapes or types of the three do not fit.
+    """
+    _check_pictures(generated, front)
+    _check_pictures(other, front)
     differs = _channel_mean_difference(front, other) > DIFFERENCE_THRESHOLD
     return None if differs.mean() < VISIBLE_SHARE else differs
 

@@ -8,7 +8,7 @@ from PIL import Image
 from .canvas import FACE, GARMENT, HEAD, PERSON
 from .hair import STYLES
 from .outfit import Outfit, Person, Scene, sample_outfit, sample_person, sample_scene
-from .painter import FRONT_ONLY, paint_pair
+from .painter import paint_pair
 from .tops import COLLARS, POCKETS, shows_closure
 
 SEEDS_PER_SPLIT = 10_000_000
@@ -108,7 +108,7 @@ class Wardrobe:
         return {name: paint_pair(self.size, *worn, scene)[1].picture() for name, worn in moved.items()}
 
     def fronts_without(self, index: int) -> dict[str, np.ndarray]:
-        """The front of a row, drawn again without each thing of `FRONT_ONLY` that it has, one at a time.
+        """The front of a row, drawn again without its closure, collar, pockets and face, one at a time.
 
         Returns:
             `size x size x 3` uint8 pictures by the thing's name. A closure and a collar have the names of their kinds,
@@ -124,9 +124,7 @@ class Wardrobe:
         if POCKETS.intersection(spec.details):
             kinds["pockets"] = "pockets"
         worn = self.size, outfit, person, scene
-        return {
-            kinds[thing]: paint_pair(*worn, frozenset({thing}))[1].picture() for thing in FRONT_ONLY if thing in kinds
-        }
+        return {kind: paint_pair(*worn, frozenset({thing}))[1].picture() for thing, kind in kinds.items()}
 
 
 def describe(outfit: Outfit, person: Person, scene: Scene) -> dict[str, str | int | float | bool]:

@@ -12,14 +12,12 @@ from .outfit import Outfit, Person, Scene
 from .tops import paint_behind_neck, paint_collar, paint_sleeve, paint_top
 from .view import View
 
-FRONT_ONLY = ("closure", "collar", "pockets", "face")
-"""What a front may be drawn without."""
-
 
 def paint_pair(
     size: int, outfit: Outfit, person: Person, scene: Scene, left_out: frozenset[str] = frozenset()
 ) -> tuple[Canvas, Canvas]:
-    """The back and the front with their labels, before the same backdrop; the front without what is `left_out`."""
+    """The back and the front with their labels, before the same backdrop; the front without what is `left_out`, names
+    of which [`View`] has the list."""
     back = Canvas(size)
     paint_backdrop(back, scene, person)
     front = Canvas(size)

@@ -18,8 +18,8 @@ OUTLINE = 0.0032  # of the picture's side
 
 @dataclass
 class View:
-    """The state that all drawing functions share. `side` is +1 from the front and -1 from the back; `left_out` names
-    things of `FRONT_ONLY` that are not drawn."""
+    """The state that all drawing functions share. `side` is +1 from the front and -1 from the back; `left_out` says
+    which of "closure", "collar", "pockets" and "face" a front is drawn without."""
 
     canvas: Canvas
     side: int
