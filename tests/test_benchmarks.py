@@ -107,6 +107,18 @@ def test_mini_quality_end_to_end(model, tmp_path, capsys):
         assert presences[total]["mirrored back"]["items"] == len(strengths) > 1
         assert presences[total]["mirrored back"]["mean"] == pytest.approx(np.mean(strengths))
     assert presences["face"]["generated"]["items"] > 8
+    sides, strengths = (
+        {row[0]: row[1:] for row in table["rows"]}
+        for table in report["tables"]
+        if table["name"] in ("sides", "presences")
+    )
+    face = [f"{of['mean']:.2f} [{of['low']:.2f}, {of['high']:.2f}]" for of in presences["face"].values()]
+    assert strengths["face"] == [str(presences["face"]["generated"]["items"]), *face]
+    bag = [
+        f"{100 * of['mean']:.0f} % [{100 * of['low']:.0f}, {100 * of['high']:.0f}]"
+        for of in results["sides"]["bag"].values()
+    ]
+    assert sides["bag"] == [str(results["sides"]["bag"]["generated"]["items"]), *bag]
 
     printed = capsys.readouterr().out
     for table in report["tables"]:

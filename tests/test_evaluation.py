@@ -303,11 +303,15 @@ def test_a_thing_that_can_hardly_be_seen_is_not_looked_for():
     assert presence(front, front, without) is None
 
 
-def test_presence_refuses_pictures_that_do_not_fit():
-    front, without = stripe_and_ground()
-    for wrong in ((front[1:], front, without), (front, front, without[1:]), (front / 255, front, without)):
-        with pytest.raises(ValueError):
-            presence(*wrong)
+@pytest.mark.parametrize("judge", [presence, side_correct])
+def test_fronts_that_do_not_fit_are_refused(judge):
+    front, other = stripe_and_ground()
+    for wrong in ((front[1:], front, other), (front, front, other[1:])):
+        with pytest.raises(ValueError, match="make them of one size"):
+            judge(*wrong)
+    for wrong in ((front / 255, front, other), (front, front, other / 255)):
+        with pytest.raises(ValueError, match="a picture is float64"):
+            judge(*wrong)
 
 
 def test_a_drawn_front_has_what_it_has_and_one_without_has_not():
