@@ -203,6 +203,15 @@ def test_what_is_shown_can_be_read_again(tmp_path):
         ("source_path: ''", "source_path is '': give a folder"),
         ("cache_dir: ' '", "cache_dir is ' ': give a folder"),
         ("controlnet: x", "controlnet is given without base_model"),
+        ("block_out_channels: [64]", "widths of a model from nothing are model.unet_channels, so give them there"),
+        (
+            "{base_model: x, block_out_channels: [64], unet_lora_rank: 4}",
+            "the wider U-Net does not learn to use what is",
+        ),
+        (
+            "{base_model: x, block_out_channels: [64], stages: {joint: {unlock_unet: decoder}}}",
+            "the wider U-Net does not learn to use what is new",
+        ),
         ("layers_per_block: 2", "layers_per_block is given without base_model: .*, so leave it out, or name one"),
         ("{base_model: x, layers_per_block: 2, unet_lora_rank: 4}", "no convolution of the U-Net learns: new layers"),
         (

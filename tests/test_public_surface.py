@@ -163,7 +163,7 @@ def test_options_of_the_training_script():
     of_run = {
         *("output_dir", "base_model", "controlnet", "layers_per_block", "source", "source_path", "train_pairs"),
         *("validation_pairs", "conditioning", "mirror", "prompt", "seed", "mask_face", "cache_dir", "report_to"),
-        *("accept_changes", "captions"),
+        *("accept_changes", "captions", "block_out_channels"),
     }
     of_stage = {
         *("condition_dropout", "prompt_dropout", "crop_sizes", "kl_weight", "edge_weight", "colour_weight"),
@@ -172,6 +172,7 @@ def test_options_of_the_training_script():
         *("adam_beta1", "discriminator_learning_rate"),
         *("flip", "colour_jitter", "affine", "affine_shared", "hard_negatives", "hard_group_size"),
         *("person_weight", "head_weight", "unseen_weight", "cached_contrast", "gradient_accumulation_steps"),
+        "window_sizes",
         *("checkpoints_total_limit", "probe_every", "latents_stay"),
         *("gradient_checkpointing", "channels_last", "compile", "optimizer", "unet_lora_rank"),
     }

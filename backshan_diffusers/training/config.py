@@ -111,8 +111,7 @@ class ModelSize:
         self._check_divisions()
 
     def _check_divisions(self) -> None:
-        smallest = self.vae_factor * 2 ** (len(self.unet_channels) - 1)
-        for name, divisor in (("image_size", smallest), ("text_width", TEXT_HEADS)):
+        for name, divisor in (("image_size", self.smallest_side), ("text_width", TEXT_HEADS)):
             value = getattr(self, name)
             check(value % divisor == 0, f"model.{name} is {value}: give a multiple of {divisor}.")
         attending = [width for width, attends in zip(self.unet_channels, self.unet_attention, strict=True) if attends]
@@ -132,6 +131,11 @@ class ModelSize:
     def vae_factor(self) -> int:
         """Side of a picture over the side of its latents."""
         return 2 ** (len(self.vae_channels) - 1)
+
+    @property
+    def smallest_side(self) -> int:
+        """Side in px of pictures of which the U-Net's lowest level sees one position."""
+        return self.vae_factor * 2 ** (len(self.unet_channels) - 1)
 
 
 def _of_run(text: str) -> dict:
@@ -168,6 +172,13 @@ class TrainingConfig:
         metadata=_of_run(
             "Layers to which each block of the U-Net and the ControlNet of base_model grows; new ones begin as"
             " the identity. None: as many as it has."
+        ),
+    )
+    block_out_channels: tuple[int, ...] = field(
+        default=(),
+        metadata=_of_run(
+            "Widths to which the levels of the U-Net and the ControlNet of base_model grow; new channels begin as"
+            " copies. Empty: those it has."
         ),
     )
     model: ModelSize = field(default_factory=ModelSize, metadata=_of_run("Shape of a model from nothing."))
@@ -238,6 +249,13 @@ class TrainingConfig:
     crop_sizes: tuple[int, ...] = field(
         default=(32, 32, 32, 128),
         metadata=_of_stage("Sides in px of the crops the autoencoder learns from, one step each, in turn."),
+    )
+    window_sizes: tuple[int, ...] = field(
+        default=(),
+        metadata=_of_stage(
+            "Sides in px of the squares that ControlNet and U-Net see of a picture, one step each, in turn: in the"
+            " middle from left to right, at a random height. Empty: the whole picture."
+        ),
     )
     latents_stay: bool = field(
         default=True,
@@ -349,6 +367,11 @@ class TrainingConfig:
             "layers_per_block is given, and with unet_lora_rank or unlock_unet attention no convolution of the U-Net"
             " learns: new layers would do nothing for ever, so leave one of them out.",
         )
+        check(
+            not self.block_out_channels or (self.unet_lora_rank is None and self.unlock_unet == "all"),
+            "block_out_channels is given, and with unet_lora_rank or unlock_unet a part of the wider U-Net does not"
+            " learn to use what is new: leave one of them out.",
+        )
         try:
             self.caption_rules()
             self.augmentation()
@@ -394,11 +417,17 @@ class TrainingConfig:
                 " so leave it out, or name one.",
             )
             check(
+                not self.block_out_channels,
+                "block_out_channels is given without base_model: the widths of a model from nothing are"
+                " model.unet_channels, so give them there, or name one.",
+            )
+            check(
                 self.latents_stay,
                 "latents_stay is false without base_model: a model from nothing has no latents to keep, so leave it"
                 " out.",
             )
             self.check_crops(self.model.image_size, self.model.vae_factor)
+            self.check_windows(self.model.image_size, self.model.smallest_side)
         else:
             check(
                 self.model == ModelSize(),
@@ -415,6 +444,20 @@ class TrainingConfig:
         check(
             self.crop_sizes and not bad,
             f"crop_sizes is {list(self.crop_sizes)}: give multiples of {factor} up to image_size, {image_size}.",
+        )
+
+    def check_windows(self, image_size: int, multiple: int) -> None:
+        """Refuse windows that do not fit in pictures of `image_size` px, or that a U-Net cannot halve as often as it
+        does.
+
+        Raises:
+            ConfigError: if one of them is impossible.
+        """
+        bad = [window for window in self.window_sizes if not 0 < window <= image_size or window % multiple]
+        check(
+            not bad,
+            f"window_sizes is {list(self.window_sizes)}: give multiples of {multiple} up to image_size, {image_size},"
+            " or an empty list.",
         )
 
     def _check_stages(self) -> None:
@@ -434,6 +477,10 @@ class TrainingConfig:
             check(
                 name != "vae" or values.get("compile", "none") == "none",
                 "compile under the stage vae: an autoencoder has no blocks that repeat, so leave it out there.",
+            )
+            check(
+                name != "vae" or not values.get("window_sizes"),
+                "window_sizes under the stage vae: an autoencoder learns from crops, so give crop_sizes there.",
             )
             self.stage(name)
         names = tuple(self.stage_names())

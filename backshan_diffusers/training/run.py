@@ -45,6 +45,7 @@ from .trackers import check_tracker, tracker_arguments, tracking
 from .trainer import StageTrainer
 from .validation import SHEET_ROWS, front_masks, generate, rebuild, score, write_sheet
 from .whitening import whiten_latents
+from .widening import widen
 from .zero import check_engine
 
 logger = logging.getLogger(__name__)
@@ -195,6 +196,8 @@ class TrainingRun(StageBuilder):
             pipeline = open_base(config.base_model, config.seed, config.controlnet, **self._recorded())
             if config.layers_per_block is not None:
                 grow(pipeline, config.layers_per_block, config.seed)
+            if config.block_out_channels:
+                widen(pipeline, config.block_out_channels, config.seed)
         else:
             pipeline = build_pipeline(self.config.model, self.config.seed, **self._recorded_from_nothing())
         pipeline.set_progress_bar_config(disable=True)
