@@ -203,6 +203,10 @@ def test_what_is_shown_can_be_read_again(tmp_path):
         ("source_path: ''", "source_path is '': give a folder"),
         ("cache_dir: ' '", "cache_dir is ' ': give a folder"),
         ("controlnet: x", "controlnet is given without base_model"),
+        (
+            "{base_model: x, block_out_channels: [64], stages: {controlnet: {}}}",
+            "without the stage joint the wider U-Net does not learn",
+        ),
         ("block_out_channels: [64]", "widths of a model from nothing are model.unet_channels, so give them there"),
         (
             "{base_model: x, block_out_channels: [64], unet_lora_rank: 4}",

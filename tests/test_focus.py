@@ -85,7 +85,7 @@ def test_what_counts_once_needs_no_masks(tmp_path):
 @pytest.mark.parametrize(("side", "around"), [(32, 1), (64, 1), (128, 3), (180, 5)])
 def test_detail_is_what_differs_from_the_mean_around_it(side, around):
     picture = np.random.default_rng(side).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
-    found = detail(picture, side)
+    found = detail(picture)
     assert found.dtype == np.float32
     for y, x in ((0, 0), (side - 1, 1), (side // 2, side // 3), (7, side - 2)):
         square = picture[0, max(0, y - around) : y + around + 1, max(0, x - around) : x + around + 1]

@@ -172,7 +172,6 @@ def test_options_of_the_training_script():
         *("adam_beta1", "discriminator_learning_rate"),
         *("flip", "colour_jitter", "affine", "affine_shared", "hard_negatives", "hard_group_size"),
         *("person_weight", "head_weight", "unseen_weight", "cached_contrast", "gradient_accumulation_steps"),
-        "window_sizes",
         *("checkpoints_total_limit", "probe_every", "latents_stay"),
         *("gradient_checkpointing", "channels_last", "compile", "optimizer", "unet_lora_rank"),
     }

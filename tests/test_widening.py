@@ -55,6 +55,7 @@ def without_joint_norms(pipeline: BackToFrontPipeline) -> None:
         (3, (8, 16), (24, 16)),
         (2, (8, 16, 24), (16, 64, 24)),
         (1, (8, 16, 24), (8, 32, 24)),
+        (1, (8, 16, 16), (24, 16, 16)),
         (1, (8, 8, 16), (8, 24, 16)),  # a layer between levels of one width has no weights before, and some after
     ],
 )
@@ -136,11 +137,18 @@ def test_shares_depend_on_the_seed_alone():
 @pytest.mark.parametrize(
     ("changes", "widths", "message"),
     [
-        ({}, (8,), r"block_out_channels is \[8\] and the base_model has \[8, 16\]: give as many or more"),
-        ({}, (4, 16), "give as many or more for each level"),
+        ({}, (8,), r"block_out_channels is \[8\] and the base_model has \[8, 16\]: give a width for each"),
+        ({}, (4, 16), "give a width for each level, as large or larger"),
         ({}, (12, 16), r"\[12, 16\]: give a multiple of 8 for the first level"),
         ({}, (24, 18), "give multiples of 4, the groups of a norm"),
-        ({}, (24, 32), "level 2 attends, so leave it at 16"),
+        ({}, (24, 32), "level 2 attends, or the middle on it does, so leave it at 16"),
+        ({"down_block_types": ("DownBlock2D", "DownBlock2D")}, (24, 32), "level 2 attends, or the middle on it does"),
+        ({"down_block_types": ("CrossAttnDownBlock2D",) * 2}, (24, 16), "level 1 attends"),
+        ({"up_block_types": ("CrossAttnUpBlock2D",) * 2}, (24, 16), "level 1 attends"),
+        ({"down_block_types": ("AttnDownBlock2D", "DownBlock2D")}, (24, 16), "the base_model has AttnDownBlock2D"),
+        ({"time_embedding_dim": 64}, (24, 16), "the time_embedding_dim 64: leave it out"),
+        ({"time_embedding_type": "fourier"}, (24, 16), "the time_embedding_type fourier: leave it out"),
+        ({"norm_num_groups": 8}, (24, 16), "norms of different groups: leave it out"),
         ({}, (16, 16), "levels 1 and 2 would have one width and lose the layer"),
         (
             {"up_block_types": ("AttnUpBlock2D", "UpBlock2D")},

@@ -77,27 +77,12 @@ class StepPairs:
         augmentation: what may happen to them.
         sampler: gives the random numbers.
         step: number of the step.
-        window: side `S` in px of the square that is seen of each picture, in the middle from left to right and at a
-            random height, the same in both views. None: the whole picture.
-        multiple: of so many px is the height at which a window begins.
     """
 
     def __init__(
-        self,
-        pairs: PairArrays,
-        indices: np.ndarray,
-        augmentation: Augmentation,
-        sampler: StepSampler,
-        step: int,
-        window: int | None = None,
-        multiple: int = 1,
+        self, pairs: PairArrays, indices: np.ndarray, augmentation: Augmentation, sampler: StepSampler, step: int
     ):
         self._pairs, self._side, self.indices = pairs, pairs.fronts.shape[1], indices
-        self._window = window or self._side
-        heights = torch.randint(
-            (self._side - self._window) // multiple + 1, (len(indices),), generator=sampler.generator(step, "window")
-        )
-        self._tops = (heights * multiple).tolist()
         self.flipped = torch.rand(len(indices), generator=sampler.generator(step, "flip")) < augmentation.flip
         self._colour_maps = self._back_moves = self._front_moves = None
         if any(augmentation.colour_jitter):
@@ -105,11 +90,6 @@ class StepPairs:
         if any(augmentation.affine):
             moves = augmentation.moves(len(indices), self._side, sampler.generator(step, "affine"))
             self._back_moves, self._front_moves = moves
-
-    @property
-    def side(self) -> int:
-        """`S`: that of the windows."""
-        return self._window
 
     @cached_property
     def backs(self) -> np.ndarray:
@@ -133,7 +113,7 @@ class StepPairs:
     def weights(self, focus: Mapping[str, float]) -> np.ndarray:
         """`B x S x S` float32: how much each pixel of the fronts counts, 1 where no mask of `focus` touches it and
         the largest of their weights where some do."""
-        weights = np.ones((len(self.indices), self._window, self._window), dtype=np.float32)
+        weights = np.ones((len(self.indices), self._side, self._side), dtype=np.float32)
         for name, weight in focus.items():
             weights[self._mask(self._pairs.masks[name])] = weight
         return weights
@@ -145,13 +125,12 @@ class StepPairs:
         black line where the back is white.
         """
         backs = self.pictures("backs", mirror=True)
-        fronts, backs = (detail(each, self._side) for each in (self.fronts, backs))
-        differences = np.abs(fronts - backs).mean(axis=-1) / 255
+        differences = np.abs(detail(self.fronts) - detail(backs)).mean(axis=-1) / 255
         return 1 + (weight - 1) * differences**2
 
     def _mask(self, packed: np.ndarray) -> np.ndarray:
         mask = np.unpackbits(packed[self.indices], axis=-1, count=self._side)
-        return self.seen(self._each(move_mask, self._flip(mask), self._front_moves)).astype(bool)
+        return self._each(move_mask, self._flip(mask), self._front_moves).astype(bool)
 
     def groups(self) -> torch.Tensor:
         """`B` int64, equal where the outfit is equal."""
@@ -159,20 +138,7 @@ class StepPairs:
 
     def _changed(self, pictures: np.ndarray, moves: np.ndarray | None) -> np.ndarray:
         pictures = self._each(move_picture, self._flip(pictures[self.indices]), moves)
-        return self.seen(self._each(recolour, pictures, self._colour_maps))
-
-    def seen(self, whole: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
-        """What the windows show of `B` pictures, `B x W x W x ...`, or of their latents, `B x C x h x h` tensors."""
-        if self._window == self._side:
-            return whole
-        is_latents = torch.is_tensor(whole)
-        factor = self._side // whole.shape[2]
-        window, left = self._window // factor, (self._side - self._window) // 2 // factor
-        columns, parts = slice(left, left + window), []
-        for each, top in zip(whole, self._tops, strict=True):
-            rows = slice(top // factor, top // factor + window)
-            parts.append(each[:, rows, columns] if is_latents else each[rows, columns])
-        return torch.stack(parts) if is_latents else np.stack(parts)
+        return self._each(recolour, pictures, self._colour_maps)
 
     def _flip(self, pictures: np.ndarray) -> np.ndarray:
         return np.stack([each[:, ::-1] if flip else each for each, flip in zip(pictures, self.flipped.tolist())])
@@ -237,19 +203,18 @@ def latent_batch(
     return {"latents": latents, "prompts": prompts[places.masked_fill(dropped, 1)]}
 
 
-def detail(pictures: np.ndarray, side: int) -> np.ndarray:
+def detail(pictures: np.ndarray) -> np.ndarray:
     """What stands out from its surroundings, by how much: lines and dots, and neither colours nor shades.
 
     Args:
         pictures: `B x S x S x 3` uint8.
-        side: that of the whole pictures in px, of which these may be windows.
 
     Returns:
-        `B x S x S x 3` float32 from -255 to 255: each pixel less the mean of the square of about `side / DETAIL_PARTS`
-        pixels a side around it, as far as that is in the picture.
+        `B x S x S x 3` float32 from -255 to 255: each pixel less the mean of the square of about `S / DETAIL_PARTS`
+        pixels a side around it.
     """
     values = pictures.astype(np.float32)
-    around = max(1, side // (2 * DETAIL_PARTS))
+    around = max(1, pictures.shape[1] // (2 * DETAIL_PARTS))
     square = {"ddepth": -1, "ksize": (2 * around + 1,) * 2, "normalize": False, "borderType": cv2.BORDER_CONSTANT}
     counts = cv2.boxFilter(np.ones(pictures.shape[1:3], dtype=np.float32), **square)[..., None]
     return values - np.stack([cv2.boxFilter(each, **square) for each in values]) / counts

@@ -80,14 +80,11 @@ class StageBuilder:
             return lambda step_pairs: encode(step_pairs.pictures(view, mirror), vae)
         as_they_are = cache_latents(pairs, vae, self._cache(), self.accelerator, view, mirror)
         if not augmentation.flip:
-            return lambda step_pairs: step_pairs.seen(as_they_are[step_pairs.indices])
+            return lambda step_pairs: as_they_are[step_pairs.indices]
         flipped = cache_latents(pairs, vae, self._cache(), self.accelerator, view, not mirror)
-
-        def latents(step_pairs: StepPairs) -> torch.Tensor:
-            ways = flipped[step_pairs.indices], as_they_are[step_pairs.indices]
-            return step_pairs.seen(torch.where(step_pairs.flipped[:, None, None, None], *ways))
-
-        return latents
+        return lambda step_pairs: torch.where(
+            step_pairs.flipped[:, None, None, None], flipped[step_pairs.indices], as_they_are[step_pairs.indices]
+        )
 
     def _edges(
         self, config, controlnet: BackshanControlNetModel, pairs: PairArrays, view: str, mirror: bool
@@ -103,7 +100,7 @@ class StageBuilder:
 
         def edges(step_pairs: StepPairs) -> np.ndarray:
             each = zip(step_pairs.indices.tolist(), step_pairs.flipped.tolist(), strict=True)
-            return step_pairs.seen(np.stack([cached[flipped][index] for index, flipped in each]))
+            return np.stack([cached[flipped][index] for index, flipped in each])
 
         return edges
 
@@ -113,7 +110,7 @@ class StageBuilder:
         """What a step's control tensors are made of: its pictures, or what `_latents` gives for them where latents
         enter. Arguments as there."""
         if controlnet.config.conditioning == LATENTS:
-            return lambda step_pairs, latents: control_latents(latents, step_pairs.side)
+            return lambda step_pairs, latents: control_latents(latents, controlnet.config.image_size)
         edges = self._edges(config, controlnet, pairs, view, mirror)
         return lambda step_pairs, latents: picture_control_batch(
             step_pairs.pictures(view, mirror=False), controlnet, mirror, edges(step_pairs)
@@ -170,14 +167,10 @@ class StageBuilder:
         latents, (prompts, places) = self._latents(config, pipeline, pairs), self._captions(pipeline, pairs)
         augmentation = config.augmentation()
         span = pipeline.scheduler.config.num_train_timesteps, objective.timestep_shift
-        image_size, levels = pipeline.controlnet.config.image_size, len(pipeline.unet.config.block_out_channels)
-        config.check_windows(image_size, pipeline.vae_scale_factor * 2 ** (levels - 1))
-        windows = config.window_sizes or (image_size,)
 
         def make_batch(number: int, sampler: StepSampler) -> tuple[Batch, StepPairs]:
-            side, count = crop_shape(number // config.gradient_accumulation_steps, config.batch_size, windows)
-            indices = sampler.indices(number, config.batch_size, order)[:count]
-            step_pairs = StepPairs(pairs, indices, augmentation, sampler, number, side, pipeline.vae_scale_factor)
+            indices = sampler.indices(number, config.batch_size, order)
+            step_pairs = StepPairs(pairs, indices, augmentation, sampler, number)
             drops = sampler.generator(number, "prompt")
             batch = latent_batch(latents(step_pairs), prompts, places[indices], drops, config.prompt_dropout)
             batch |= noise_batch(objective, batch["latents"], sampler.generator(number, "noise"))
@@ -212,13 +205,12 @@ class StageBuilder:
         front_controls = None
         if objective.compares_fronts:
             front_controls = self._controls(config, controlnet, pairs, "fronts", mirror=False)
-        whole_blank = self._blank_control(pipeline)
+        blank = self._blank_control(pipeline)
 
         def make_batch(number: int, sampler: StepSampler) -> Batch:
             batch, step_pairs = denoising(number, sampler)
             of_backs = back_latents and back_latents(step_pairs)
             controls, blanks = back_controls(step_pairs, of_backs), sampler.generator(number, "blank")
-            blank = whole_blank[..., : step_pairs.side, : step_pairs.side]
             batch["back_control"], shown = blank_some(controls, blank, blanks, config.condition_dropout)
             if objective.contrastive_weight:
                 weight = objective.weight_at(number // config.gradient_accumulation_steps)

@@ -111,7 +111,8 @@ class ModelSize:
         self._check_divisions()
 
     def _check_divisions(self) -> None:
-        for name, divisor in (("image_size", self.smallest_side), ("text_width", TEXT_HEADS)):
+        smallest = self.vae_factor * 2 ** (len(self.unet_channels) - 1)
+        for name, divisor in (("image_size", smallest), ("text_width", TEXT_HEADS)):
             value = getattr(self, name)
             check(value % divisor == 0, f"model.{name} is {value}: give a multiple of {divisor}.")
         attending = [width for width, attends in zip(self.unet_channels, self.unet_attention, strict=True) if attends]
@@ -131,11 +132,6 @@ class ModelSize:
     def vae_factor(self) -> int:
         """Side of a picture over the side of its latents."""
         return 2 ** (len(self.vae_channels) - 1)
-
-    @property
-    def smallest_side(self) -> int:
-        """Side in px of pictures of which the U-Net's lowest level sees one position."""
-        return self.vae_factor * 2 ** (len(self.unet_channels) - 1)
 
 
 def _of_run(text: str) -> dict:
@@ -250,13 +246,6 @@ class TrainingConfig:
         default=(32, 32, 32, 128),
         metadata=_of_stage("Sides in px of the crops the autoencoder learns from, one step each, in turn."),
     )
-    window_sizes: tuple[int, ...] = field(
-        default=(),
-        metadata=_of_stage(
-            "Sides in px of the squares that ControlNet and U-Net see of a picture, one step each, in turn: in the"
-            " middle from left to right, at a random height. Empty: the whole picture."
-        ),
-    )
     latents_stay: bool = field(
         default=True,
         metadata=_of_stage("Let the stage vae of a base_model train the decoder alone, so that its U-Net still fits."),
@@ -369,8 +358,8 @@ class TrainingConfig:
         )
         check(
             not self.block_out_channels or (self.unet_lora_rank is None and self.unlock_unet == "all"),
-            "block_out_channels is given, and with unet_lora_rank or unlock_unet a part of the wider U-Net does not"
-            " learn to use what is new: leave one of them out.",
+            "block_out_channels is given, and with unet_lora_rank or unlock_unet other than all a part of the wider"
+            " U-Net does not learn to use what is new: leave one of them out.",
         )
         try:
             self.caption_rules()
@@ -427,7 +416,6 @@ class TrainingConfig:
                 " out.",
             )
             self.check_crops(self.model.image_size, self.model.vae_factor)
-            self.check_windows(self.model.image_size, self.model.smallest_side)
         else:
             check(
                 self.model == ModelSize(),
@@ -444,20 +432,6 @@ class TrainingConfig:
         check(
             self.crop_sizes and not bad,
             f"crop_sizes is {list(self.crop_sizes)}: give multiples of {factor} up to image_size, {image_size}.",
-        )
-
-    def check_windows(self, image_size: int, multiple: int) -> None:
-        """Refuse windows that do not fit in pictures of `image_size` px, or that a U-Net cannot halve as often as it
-        does.
-
-        Raises:
-            ConfigError: if one of them is impossible.
-        """
-        bad = [window for window in self.window_sizes if not 0 < window <= image_size or window % multiple]
-        check(
-            not bad,
-            f"window_sizes is {list(self.window_sizes)}: give multiples of {multiple} up to image_size, {image_size},"
-            " or an empty list.",
         )
 
     def _check_stages(self) -> None:
@@ -478,12 +452,13 @@ class TrainingConfig:
                 name != "vae" or values.get("compile", "none") == "none",
                 "compile under the stage vae: an autoencoder has no blocks that repeat, so leave it out there.",
             )
-            check(
-                name != "vae" or not values.get("window_sizes"),
-                "window_sizes under the stage vae: an autoencoder learns from crops, so give crop_sizes there.",
-            )
             self.stage(name)
         names = tuple(self.stage_names())
+        check(
+            not self.block_out_channels or "joint" in names,
+            "block_out_channels is given, and without the stage joint the wider U-Net does not learn to use what is"
+            " new: add joint to stages, or leave it out.",
+        )
         if self.base_model is None:
             check(
                 names[:2] == NEEDED[: len(names)],

@@ -63,8 +63,9 @@ class Rehearsal(TrainingRun):
     """A run that makes its batches of nothing: they have the right shapes, and no model is asked for them."""
 
     def _latents(self, config, pipeline: BackToFrontPipeline, *which) -> Callable[[StepPairs], torch.Tensor]:
-        channels, factor = pipeline.vae.config.latent_channels, pipeline.vae_scale_factor
-        return lambda step_pairs: torch.zeros(len(step_pairs.indices), channels, *2 * [step_pairs.side // factor])
+        side = pipeline.controlnet.config.image_size // pipeline.vae_scale_factor
+        shape = pipeline.vae.config.latent_channels, side, side
+        return lambda step_pairs: torch.zeros(len(step_pairs.indices), *shape)
 
     def _edges(self, config, controlnet, pairs: PairArrays, *which) -> Callable[[StepPairs], None]:
         return lambda step_pairs: None  # those of black pictures are found at once
@@ -109,17 +110,16 @@ def _needs(run: Rehearsal, name: str, pipeline: BackToFrontPipeline) -> StageNee
     module.to("meta")
     if config.gradient_checkpointing:
         save_activations(module)
-    sampler, parts = StepSampler(config.seed, name), config.gradient_accumulation_steps
-    steps = len(config.crop_sizes if name == "vae" else config.window_sizes) or 1
-    flops = [step_flops(module, _on_meta(make_batch(step * parts, sampler)), config) for step in range(steps)]
+    sampler, steps = StepSampler(config.seed, name), len(config.crop_sizes) if name == "vae" else 1
+    flops = [step_flops(module, _on_meta(make_batch(step, sampler)), config) for step in range(steps)]
     weights = learning(module)
     models = dict(module.named_trained())
     run.make_room(pipeline, module)
-    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     return StageNeeds(
         name,
         {part: _count(learning(model)) for part, model in models.items()},
-        weight_bytes=sum(_bytes(part.parameters()) for part in modules),
+        weight_bytes=sum(_bytes(part.parameters()) for part in parts),
         gradient_bytes=_bytes(weights),
         optimizer_bytes=optimizer_bytes(weights, config.optimizer),
         average_bytes=_bytes(weights),

@@ -21,16 +21,16 @@ from .growth import KNOWN_BLOCKS
 from .scratch import seeded
 
 SMALLEST_SHARE = 0.5
-"""Of a copy in what an old channel counted, before the shares are made to add up, where the largest is 1.5. Copies
-that counted alike would learn alike, and stay copies."""
+"""The shares of copies are drawn from this to 1 more, and then made to add up. Copies that counted alike would learn
+alike, and stay copies."""
 
 
 def widen(pipeline: BackToFrontPipeline, widths: Sequence[int], seed: int) -> None:
     """Put a U-Net and a ControlNet of these widths in the place of a pipeline's.
 
-    All layers but one kind compute what they did, if the widths are multiples of those before. On the way up the
-    channels from below and those from beside are normalised together, in other groups than before where one of them
-    has grown more than the other.
+    What they compute changes a little where a norm sees its channels in other shares than before: in a level whose
+    width is no multiple of the one before, and on the way up, where channels from below and from beside are normalised
+    together, if the ones have grown more than the others. All else stays as it was.
 
     Args:
         pipeline: its models are left as they are, and replaced.
@@ -41,7 +41,13 @@ def widen(pipeline: BackToFrontPipeline, widths: Sequence[int], seed: int) -> No
         ConfigError: if these cannot be the widths, or the models are of a kind that cannot be widened so.
     """
     config = pipeline.unet.config
-    _check_kind(config)
+    for model in (pipeline.unet, pipeline.controlnet):
+        _check_kind(model.config)
+    check(
+        config.norm_num_groups == pipeline.controlnet.config.norm_num_groups,
+        "block_out_channels is given, and the U-Net and the ControlNet of base_model have norms of different groups:"
+        " leave it out.",
+    )
     _check_widths(config, widths)
     with seeded(seed):
         unet = UNet2DConditionModel.from_config(config, block_out_channels=tuple(widths))
@@ -52,8 +58,8 @@ def widen(pipeline: BackToFrontPipeline, widths: Sequence[int], seed: int) -> No
 
 
 def _check_kind(config) -> None:
-    """Refuse a U-Net whose layers are not those that are known here."""
-    others = {*config.down_block_types, *config.up_block_types} - KNOWN_BLOCKS
+    """Refuse a U-Net or a ControlNet whose layers are not those that are known here."""
+    others = {*config.down_block_types, *config.get("up_block_types", ())} - KNOWN_BLOCKS
     check(
         not others, f"block_out_channels is given, and the base_model has {', '.join(sorted(others))}: leave it out."
     )
@@ -64,8 +70,8 @@ def _check_kind(config) -> None:
         ("freq_shift", 0),
     ):
         check(
-            config[name] == known,
-            f"block_out_channels is given, and the base_model has the {name} {config[name]}: leave it out.",
+            config.get(name, known) == known,
+            f"block_out_channels is given, and the base_model has the {name} {config.get(name)}: leave it out.",
         )
     check(
         isinstance(config.layers_per_block, int),
@@ -79,7 +85,7 @@ def _check_widths(config, widths: Sequence[int]) -> None:
     before, given = tuple(config.block_out_channels), f"block_out_channels is {list(widths)}"
     check(
         len(widths) == len(before) and all(old <= new for old, new in zip(before, widths)),
-        f"{given} and the base_model has {list(before)}: give as many or more for each level.",
+        f"{given} and the base_model has {list(before)}: give a width for each level, as large or larger.",
     )
     check(
         widths[0] % before[0] == 0,
@@ -87,11 +93,11 @@ def _check_widths(config, widths: Sequence[int]) -> None:
     )
     groups = config.norm_num_groups
     check(all(width % groups == 0 for width in widths), f"{given}: give multiples of {groups}, the groups of a norm.")
-    last = len(before) - 1
-    for level, (kind, old, new) in enumerate(zip(config.down_block_types, before, widths)):
+    kinds = [*zip(config.down_block_types, reversed(config.up_block_types))]
+    attends = [kind != ("DownBlock2D", "UpBlock2D") for kind in kinds[:-1]] + [True]
+    for level, (fixed, old, new) in enumerate(zip(attends, before, widths), start=1):
         check(
-            old == new or (kind == "DownBlock2D" and level < last),
-            f"{given}: level {level + 1} attends, so leave it at {old}.",
+            old == new or not fixed, f"{given}: level {level} attends, or the middle on it does, so leave it at {old}."
         )
     for level, (old, new) in enumerate(zip(pairwise(before), pairwise(widths)), start=1):
         check(
