@@ -62,6 +62,12 @@ def test_a_rehearsed_step_costs_what_the_real_one_does(tmp_path, preset, conditi
         assert needs[name].step_flops == step_flops(module, make_batch(0, sampler), settings)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """What a run takes in which nothing of pictures is asked for."""
+    return rehearse(tiny_config(tmp_path_factory.mktemp("plain"), crop_sizes=(32,)))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -73,21 +79,25 @@ def test_a_rehearsed_step_costs_what_the_real_one_does(tmp_path, preset, conditi
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_what_concerns_pictures_alone_costs_nothing(tmp_path, changes):
-    assert rehearse(tiny_config(tmp_path, **changes)) == rehearse(tiny_config(tmp_path))
+def test_what_concerns_pictures_alone_costs_nothing(tmp_path, plain, changes):
+    assert rehearse(tiny_config(tmp_path, crop_sizes=(32,), **changes)) == plain
 
 
 def test_a_second_pass_for_the_comparison_costs_a_pass_of_controlnet(tmp_path):
     def cost(cached: bool) -> int:
-        settings = tiny_config(tmp_path, objective={"preset": "backshan"}, cached_contrast=cached, crop_sizes=(32,))
-        return rehearse(settings).stages[2].step_flops
+        values = {"objective": {"preset": "backshan"}, "cached_contrast": cached, "crop_sizes": (32,)}
+        stages = {"vae": {}, "prior": {}, "controlnet": {}}
+        return rehearse(tiny_config(tmp_path, stages=stages, **values)).stages[2].step_flops
 
     assert 1.1 * cost(False) < cost(True) < 1.5 * cost(False)
 
 
 def test_an_adversary_costs_decoded_fronts_and_is_counted_among_what_learns(tmp_path):
+    stages = {"vae": {}, "prior": {}, "joint": {}}
     plain, judged = (
-        rehearse(tiny_config(tmp_path, objective={"preset": "mse", "adversarial_weight": weight})).stages[3]
+        rehearse(
+            tiny_config(tmp_path, objective={"preset": "mse", "adversarial_weight": weight}, stages=stages)
+        ).stages[2]
         for weight in (0.0, 0.5)
     )
     assert judged.trained == plain.trained | {"discriminator": judged.trained["discriminator"]}
@@ -97,8 +107,8 @@ def test_an_adversary_costs_decoded_fronts_and_is_counted_among_what_learns(tmp_
 
 def test_crops_of_several_sizes_cost_their_mean(tmp_path):
     def cost(pairs: int, *crops: int) -> int:
-        values = {"crop_sizes": crops, "batch_size": pairs, "objective": {"preset": "mse"}}
-        return rehearse(tiny_config(tmp_path, **values)).stages[0].step_flops
+        settings = tiny_config(tmp_path, crop_sizes=crops, batch_size=pairs, stages={"vae": {}})
+        return rehearse(settings).stages[0].step_flops
 
     small, large = cost(2, 32), cost(1, 64)  # of larger crops there are fewer, but at least one pair's
     assert large == 2 * small
@@ -135,11 +145,11 @@ def test_weights_and_bytes_of_each_stage_are_those_of_its_models(tmp_path):
         assert stage.total_bytes == sum(parts)
 
 
-def test_the_options_that_save_are_counted(tmp_path):
+def test_the_options_that_save_are_counted(tmp_path, plain):
     options = {"gradient_checkpointing": True, "unet_lora_rank": 2}
     if rounds := find_spec("bitsandbytes") is not None:
         options |= {"optimizer": "adamw8bit", "channels_last": False}
-    plain = rehearse(tiny_config(tmp_path, crop_sizes=(32,))).stages
+    plain = plain.stages
     saving = rehearse(tiny_config(tmp_path, crop_sizes=(32,), **options))
     for stage, other in zip(plain[:-1], saving.stages, strict=False):
         assert 1.1 * stage.step_flops < other.step_flops < 1.5 * stage.step_flops  # at most a second forward pass
