@@ -99,7 +99,7 @@ def test_a_base_that_leaves_the_number_to_its_class_grows():
     ("changes", "layers", "message"),
     [
         ({}, 0, "layers_per_block is 0 and the base_model has 1: give as many or more"),
-        ({"layers_per_block": (1, 2)}, 3, r"lists its own block by block \(.1, 2.\): leave it out"),
+        ({"layers_per_block": (1, 2)}, 3, r"lists its layers block by block \(.1, 2.\): leave it out"),
         ({"up_block_types": ("AttnUpBlock2D", "UpBlock2D")}, 3, "the base_model has AttnUpBlock2D: leave it out"),
         ({"resnet_out_scale_factor": 2.0}, 3, "scales its layers by 2.0: leave it out"),
     ],

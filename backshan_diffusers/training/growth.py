@@ -38,12 +38,7 @@ def grow(pipeline: BackToFrontPipeline, layers: int, seed: int) -> None:
     """
     config = pipeline.unet.config
     before, scale = config.layers_per_block, config.resnet_out_scale_factor
-    others = {*config.down_block_types, *config.up_block_types} - KNOWN_BLOCKS
-    check(
-        isinstance(before, int),
-        f"layers_per_block is given, and the base_model lists its own block by block ({before}): leave it out.",
-    )
-    check(not others, f"layers_per_block is given, and the base_model has {', '.join(sorted(others))}: leave it out.")
+    check_blocks(config, "layers_per_block")
     check(scale == 1, f"layers_per_block is given, and the base_model scales its layers by {scale}: leave it out.")
     check(before <= layers, f"layers_per_block is {layers} and the base_model has {before}: give as many or more.")
     with seeded(seed):
@@ -52,6 +47,25 @@ def grow(pipeline: BackToFrontPipeline, layers: int, seed: int) -> None:
     for old, new in ((pipeline.unet, unet), (pipeline.controlnet, controlnet)):
         _take_over(old, new, before, layers)
     pipeline.register_modules(unet=unet, controlnet=controlnet)
+
+
+def check_blocks(config, field: str) -> None:
+    """Refuse a U-Net or a ControlNet with other blocks than are known here, or with as many layers as each likes.
+
+    Args:
+        config: of the model.
+        field: what is given of a training config, and cannot be.
+
+    Raises:
+        ConfigError: if it is so.
+    """
+    others = {*config.down_block_types, *config.get("up_block_types", ())} - KNOWN_BLOCKS
+    check(
+        isinstance(config.layers_per_block, int),
+        f"{field} is given, and the base_model lists its layers block by block ({config.layers_per_block}): leave it"
+        " out.",
+    )
+    check(not others, f"{field} is given, and the base_model has {', '.join(sorted(others))}: leave it out.")
 
 
 def _take_over(old: nn.Module, new: nn.Module, before: int, layers: int) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from ..models import BackshanControlNetModel
 from ..pipelines import BackToFrontPipeline
 from .config import check
-from .growth import KNOWN_BLOCKS
+from .growth import check_blocks
 from .scratch import seeded
 
 SMALLEST_SHARE = 0.5
@@ -59,10 +59,7 @@ def widen(pipeline: BackToFrontPipeline, widths: Sequence[int], seed: int) -> No
 
 def _check_kind(config) -> None:
     """Refuse a U-Net or a ControlNet whose layers are not those that are known here."""
-    others = {*config.down_block_types, *config.get("up_block_types", ())} - KNOWN_BLOCKS
-    check(
-        not others, f"block_out_channels is given, and the base_model has {', '.join(sorted(others))}: leave it out."
-    )
+    check_blocks(config, "block_out_channels")
     for name, known in (
         ("resnet_time_scale_shift", "default"),
         ("time_embedding_type", "positional"),
@@ -73,11 +70,6 @@ def _check_kind(config) -> None:
             config.get(name, known) == known,
             f"block_out_channels is given, and the base_model has the {name} {config.get(name)}: leave it out.",
         )
-    check(
-        isinstance(config.layers_per_block, int),
-        "block_out_channels is given, and the base_model lists its layers_per_block block by block"
-        f" ({config.layers_per_block}): leave it out.",
-    )
 
 
 def _check_widths(config, widths: Sequence[int]) -> None:
