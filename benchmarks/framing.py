@@ -81,7 +81,7 @@ def parse(arguments: Sequence[str]) -> tuple[Parser, argparse.Namespace]:
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, write what was asked for."""
     parser, options = parse(arguments)
-    pipeline = open_pipeline(parser, options.model)
+    pipeline, folder = open_pipeline(parser, options.model)
     size = pipeline.controlnet.config.image_size
 
     systems = {GENERATED: GeneratedFront(pipeline, options.seed), MIRRORED: MirroredBack()}
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
         titles = ["back", "generated", "true front"] * min(SHOWN, options.count)
         save_picture(picture_sheet(shown, titles=titles, captions=list(FRAMINGS)), options.sheet)
     results = {
-        **identity(options.model),
+        **identity(options.model, folder),
         "size_px": size,
         "steps": pipeline.controlnet.config.default_num_inference_steps,
         **{name: getattr(options, name) for name in ("split", "count", "batch_size")},

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     parser, options = parse(arguments)
     before_loading = peak_memory_mib(resource.getrusage(resource.RUSAGE_SELF))
     begin = time.perf_counter()
-    pipeline = open_pipeline(parser, options.model)
+    pipeline, _ = open_pipeline(parser, options.model)
     loading_s = time.perf_counter() - begin
     side = pipeline.controlnet.config.image_size
     rows = load_pairs("wardrobe", split="test", size=side, count=max(options.batch_sizes))

@@ -85,12 +85,12 @@ def parse(arguments: Sequence[str]) -> tuple[Parser, argparse.Namespace]:
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, write what was asked for."""
     parser, options = parse(arguments)
-    pipeline = open_pipeline(parser, options.model)
+    pipeline, folder = open_pipeline(parser, options.model)
     try:
         size = pipeline.controlnet.config.image_size
         rows = load_pairs("wardrobe", split=options.split, size=size, count=options.count)
         training_rows = load_pairs("wardrobe", split="train", size=size, count=options.train_count)
-        rules = [*map(read_rule, record_of(Path(options.model)).get("captions", ()))]
+        rules = [*map(read_rule, record_of(folder).get("captions", ()))]
     except ValueError as error:
         parser.error(str(error))
 
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.sheet:
         save_picture(sheet(triples), options.sheet)
     results = {
-        **identity(options.model),
+        **identity(options.model, folder),
         "size_px": size,
         "steps": options.steps or pipeline.controlnet.config.default_num_inference_steps,
         "guidance_scale": pipeline.controlnet.config.default_guidance_scale,
@@ -259,20 +259,19 @@ def sheet(triples: list[list[PIL.Image.Image]]) -> PIL.Image.Image:
     return picture_sheet(rows, titles=["back", "generated", "true front"] * items_across)
 
 
-def identity(model: str) -> dict[str, str | None]:
-    """Which model was measured: its name, without folders above it, and its weights."""
-    return {"model": "mini" if model == MINI else Path(model).name, "weights_sha256": fingerprint(model)}
+def identity(model: str, folder: Path) -> dict[str, str]:
+    """Which model was measured: its name, without folders above it, and the weights in its folder."""
+    return {"model": "mini" if model == MINI else Path(model).name, "weights_sha256": fingerprint(folder)}
 
 
-def fingerprint(model: str) -> str | None:
+def fingerprint(folder: Path) -> str:
     """SHA-256 over a folder's safetensors files in the order of their names, those of adapters beside the components
-    last; `None` for a model from the Hub."""
-    files = [*sorted(Path(model).glob("*/*.safetensors")), *sorted(Path(model).glob("*.safetensors"))]
+    last."""
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(model).as_posix().encode())
+    for file in [*sorted(folder.glob("*/*.safetensors")), *sorted(folder.glob("*.safetensors"))]:
+        digest.update(file.relative_to(folder).as_posix().encode())
         digest.update(file.read_bytes())
-    return digest.hexdigest() if files else None
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

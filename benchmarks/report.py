@@ -107,7 +107,10 @@ def parser_of_fronts(script: str, description: str, count: int) -> Parser:
 
 
 def open_pipeline(parser: Parser, model: str):
-    """The pipeline of a folder or repository, as the commands open it; the parser refuses what cannot be measured."""
+    """The pipeline of a folder or repository, as the commands open it, and the folder where it was found.
+
+    The parser refuses what cannot be measured.
+    """
     # here, because benchmarks of the data alone should not need torch
     import torch
 
@@ -115,7 +118,8 @@ def open_pipeline(parser: Parser, model: str):
     from backshan_diffusers.commands.loading import find_model, load_pipeline
 
     try:
-        return load_pipeline(model, find_model(model), torch.device("cpu"), torch.float32)
+        found = find_model(model)
+        return load_pipeline(model, found, torch.device("cpu"), torch.float32), found.folder
     except UnusableArgumentError as error:
         parser.error(f"--model {model}: {error}")
 

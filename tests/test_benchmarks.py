@@ -151,6 +151,16 @@ def test_a_model_that_was_trained_with_captions_is_also_told_by_them(model, tmp_
     assert len({*said}) > 1
 
 
+def test_mini_is_measured_by_its_name_as_by_its_folder(tmp_path):
+    arguments = ["--count", "2", "--train-count", "2", "--steps", "1", "--json", str(tmp_path / "json")]
+    measured = []
+    for model in ("mini", MINI):
+        script("mini_quality").main(["--model", model, *arguments])
+        measured.append(json.loads((tmp_path / "json").read_text())["results"])
+    assert measured[0] == measured[1]
+    assert "generated, told by captions" in measured[0]["systems"]
+
+
 def test_the_sheet_is_chosen_by_index(model, tmp_path, monkeypatch):
     quality = script("mini_quality")
     shown = []
@@ -317,10 +327,12 @@ def test_a_model_is_measured_with_its_adapters(tmp_path):
         torch.nn.init.normal_(weight)
     save_lora(pipeline.unet, tmp_path / "adapted")
     parser = script("report").parser_of_fronts("any.py", "", 2)
-    plain, adapted = (script("report").open_pipeline(parser, str(tmp_path / name)) for name in ("plain", "adapted"))
+    (plain, _), (adapted, _) = (
+        script("report").open_pipeline(parser, str(tmp_path / name)) for name in ("plain", "adapted")
+    )
     assert (plain.get_active_adapters(), len(adapted.get_active_adapters())) == ([], 1)
     fingerprint = script("mini_quality").fingerprint
-    assert fingerprint(str(tmp_path / "plain")) != fingerprint(str(tmp_path / "adapted"))
+    assert fingerprint(tmp_path / "plain") != fingerprint(tmp_path / "adapted")
 
 
 def test_scripts_run_from_a_shell():
