@@ -162,15 +162,16 @@ def test_what_counts_more_and_what_had_more_noise_is_judged_more():
     """Each item's share of the term is that of its noise, times what its places count."""
     stage, batch = control_stage(JUDGED), judged_batch()
     latents, prediction = _prediction(stage, batch)
-    batch["weights"] = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
-    batch["weights"][:, :, 2:4, 5] = 0
+    batch["weights"] = torch.ones(4, 1, 8, 8)  # what is there in the true front does not count
+    batch["place_weights"] = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
+    batch["place_weights"][:, :, 2:4, 5] = 0
     predicted = predicted_latents(stage.scheduler, latents, prediction, batch["timesteps"])
     fronts = [batch["fronts"].clone(), stage.adversary.decode(predicted)]
     for each in fronts:
         each[:, :, 16:32, 40:48] = 0
     true, made = (stage.trained["discriminator"](each, batch["back_control"]) for each in fronts)
     noise = 1 - stage.scheduler.alphas_cumprod[batch["timesteps"]]
-    weights = noise[:, None, None, None] * batch["weights"]
+    weights = noise[:, None, None, None] * batch["place_weights"]
     terms = stage.adversary.judge(batch, latents, prediction)
     torch.testing.assert_close(terms["adversarial"], relativistic_loss(true, made, weights))
     torch.testing.assert_close(terms["discriminator"], relativistic_loss(made, true, weights))
@@ -211,7 +212,7 @@ def test_a_verdict_without_a_slope_has_its_weight_and_makes_nothing_nan():
 
 def test_a_batch_in_which_nothing_counts_teaches_nothing():
     stage, batch = control_stage(JUDGED), judged_batch()
-    batch["weights"] = torch.zeros(4, 1, 8, 8)
+    batch["weights"] = batch["place_weights"] = torch.zeros(4, 1, 8, 8)
     terms = stage(batch)
     assert terms["mse"] == terms["adversarial"] == terms["discriminator"] == 0 and terms["loss"].isfinite()
 
@@ -265,8 +266,8 @@ def test_the_discriminator_may_have_a_rate_of_its_own(tmp_path):
 def test_a_masked_face_is_not_looked_at():
     """Whatever the true front has in its place, nobody learns anything of it."""
     stage, batch = control_stage(JUDGED), judged_batch()
-    batch["weights"] = torch.ones(4, 1, 8, 8)
-    batch["weights"][:, :, 2:4, 5] = 0
+    batch["place_weights"] = torch.ones(4, 1, 8, 8)
+    batch["place_weights"][:, :, 2:4, 5] = 0
     other = batch | {"fronts": batch["fronts"].clone()}
     other["fronts"][:, :, 16:32, 40:48] = 1
     latents, prediction = _prediction(stage, batch)
@@ -347,13 +348,14 @@ def test_some_items_begin_where_sampling_would_bring_them(kind):
 
 def test_of_such_an_item_only_the_coarse_colours_are_asked_for_beside_the_adversary():
     stage, batch = control_stage(ROLLED_OUT), rolled_out_batch()
-    batch["weights"] = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
+    for seed, name in enumerate(("weights", "place_weights")):
+        batch[name] = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) + 0.5
     terms, seen = stage(batch), stage._noised_fronts(batch)
     prediction = stage._predict(seen, batch, stage._control(batch, seen)[0])
     target = denoising_target(stage.scheduler, batch)
     torch.testing.assert_close(terms["mse"], noise_mse(prediction[2:], target[2:], batch["weights"][2:]))
     predicted = predicted_latents(stage.scheduler, seen, prediction, batch["timesteps"])
-    expected = coarse_error(predicted, batch["latents"], batch["weights"])
+    expected = coarse_error(predicted, batch["latents"], batch["place_weights"])
     torch.testing.assert_close(terms["coarse"], expected)
     torch.testing.assert_close(terms["loss"], terms["mse"] + what_the_adversary_adds(terms) + 2 * expected)
     torch.testing.assert_close(terms["discriminator"], stage.adversary.judge(batch, seen, prediction)["discriminator"])

@@ -161,11 +161,12 @@ def test_the_denoising_stages_weigh_cells_and_leave_masked_faces_out(tmp_path, u
     run, pipeline, sampler = TrainingRun(config), tiny_pipeline(), StepSampler(0, "joint")
     indices = sampler.indices(0, config.batch_size, RandomOrder(4))
     step = step_pairs(pairs, indices)
-    expected = cell_weights(step.weights(config.focus()), 8) * kept_cells(step.faces(), 8)
-    expected *= cell_weights(step.unseen(unseen), 8)
+    by_place = cell_weights(step.weights(config.focus()), 8) * kept_cells(step.faces(), 8)
+    expected = by_place * cell_weights(step.unseen(unseen), 8)
     for stage in (run._prior_stage, run._joint_stage):
-        weights = stage(config, pipeline, pairs)[1](0, sampler)["weights"]
-        assert torch.equal(weights, expected)
+        batch = stage(config, pipeline, pairs)[1](0, sampler)
+        weights = batch["weights"]
+        assert torch.equal(weights, expected) and torch.equal(batch["place_weights"], by_place)
         assert 0 in weights and ({1, 3} <= set(weights.unique().tolist())) == (unseen == 1)
 
 

@@ -48,6 +48,7 @@ class Adversary:
 
         A front counts by the share of noise it was predicted from: with little of it, it is nearly what was noised.
         The true ones are as they were drawn or taken, so that edges which the autoencoder loses are asked for too.
+        Places count, and not what is there in the true front: else a line where there is none would cost nothing.
 
         Args:
             batch: of `B` pairs.
@@ -55,7 +56,7 @@ class Adversary:
             prediction: what it made of it, likewise.
         """
         weights = (1 - alpha_bars(self.scheduler, batch["timesteps"]))[:, None, None, None] * batch.get(
-            "weights", torch.ones_like(noised[:, :1])
+            "place_weights", torch.ones_like(noised[:, :1])
         )
         predicted = predicted_latents(self.scheduler, noised, prediction, batch["timesteps"])
         seen = (batch["fronts"], self.decode(predicted))
@@ -123,6 +124,6 @@ def _some(both: torch.Tensor) -> torch.Tensor:
 
 def _without_masked(fronts: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Fronts as a discriminator sees them: with what counts nothing, a masked face, in grey."""
-    if "weights" not in batch:
+    if "place_weights" not in batch:
         return fronts
-    return fronts * F.interpolate((batch["weights"] > 0).to(fronts.dtype), fronts.shape[-2:])
+    return fronts * F.interpolate((batch["place_weights"] > 0).to(fronts.dtype), fronts.shape[-2:])

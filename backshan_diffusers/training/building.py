@@ -179,9 +179,7 @@ class StageBuilder:
             else:
                 step = number // config.gradient_accumulation_steps
                 timesteps = timestep_batch(1, *span, sampler.shared_generator(step, "timestep")).repeat(len(indices))
-            weights = _cell_weights(step_pairs, config, pipeline.vae_scale_factor, pairs.faces is not None)
-            if weights is not None:
-                batch["weights"] = weights
+            batch |= _cell_weights(step_pairs, config, pipeline.vae_scale_factor, pairs.faces is not None)
             return batch | {"timesteps": timesteps, "items": torch.from_numpy(indices)}, step_pairs
 
         return make_batch
@@ -251,13 +249,15 @@ class StageBuilder:
         return self._control_stage(config, pipeline, pairs, config.unlock_unet, config.unet_lora_rank)
 
 
-def _cell_weights(step_pairs: StepPairs, config: TrainingConfig, factor: int, masked: bool) -> torch.Tensor | None:
-    """How much each latent cell of a step counts, `B x 1 x H x W`; None if all count alike."""
+def _cell_weights(step_pairs: StepPairs, config: TrainingConfig, factor: int, masked: bool) -> Batch:
+    """How much each latent cell of a step counts, and how much by its place alone, `B x 1 x H x W`; nothing if all
+    count alike."""
     focus = config.focus()
-    parts = [cell_weights(step_pairs.weights(focus), factor)] if focus else []
-    parts += [cell_weights(step_pairs.unseen(config.unseen_weight), factor)] if config.unseen_weight > 1 else []
-    parts += [kept_cells(step_pairs.faces(), factor)] if masked else []
-    return math.prod(parts) if parts else None
+    by_place = [cell_weights(step_pairs.weights(focus), factor)] if focus else []
+    by_place += [kept_cells(step_pairs.faces(), factor)] if masked else []
+    unseen = [cell_weights(step_pairs.unseen(config.unseen_weight), factor)] if config.unseen_weight > 1 else []
+    weights = {"weights": by_place + unseen, "place_weights": by_place}
+    return {name: math.prod(parts) for name, parts in weights.items() if parts}
 
 
 _STAGES = {

@@ -168,7 +168,7 @@ class ControlStage(StageModule):
         predicted = predicted_latents(self.scheduler, noised, prediction, batch["timesteps"])
         is_noise = self.scheduler.config.prediction_type == "epsilon"
         kept = alpha_bars(self.scheduler, batch["timesteps"]) if is_noise else None
-        return coarse_error(predicted, batch["latents"], batch.get("weights"), kept)
+        return coarse_error(predicted, batch["latents"], batch.get("place_weights"), kept)
 
     def _contrastive(
         self, batch: Batch, features: list[torch.Tensor], comparison: Comparison | None, parts: int
