@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import tiny_pipeline
 
-from backshan_diffusers import MINI, BackToFrontPipeline, __version__, cli
+from backshan_diffusers import BackToFrontPipeline, __version__, cli
 from backshan_diffusers.conditioning import control_image
 from backshan_diffusers.export import ExportError, export_onnx, onnx_folder
 
@@ -34,18 +34,27 @@ class Exported:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> Exported:
-    """The embedded pipeline, exported by the command."""
-    for name in onnx_folder.PACKAGES:
-        pytest.importorskip(name, reason="the extra `export` is not installed")
-    folder = tmp_path_factory.mktemp("exported") / "new" / "mini"
-    assert cli.main(["export", "mini", "-o", str(folder), "--format", "onnx"]) == 0
-    return Exported(folder)
+def folder(tmp_path_factory) -> Path:
+    """A tiny pipeline that reads latents, which has every part there is; `docs/export.md`, which is run too, has one
+    that reads pictures."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_pipeline("latents").save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def pipe() -> BackToFrontPipeline:
-    pipeline = BackToFrontPipeline.from_pretrained(MINI)
+def exported(tmp_path_factory, folder) -> Exported:
+    """The same, exported by the command."""
+    for name in onnx_folder.PACKAGES:
+        pytest.importorskip(name, reason="the extra `export` is not installed")
+    target = tmp_path_factory.mktemp("exported") / "new" / "tiny"
+    assert cli.main(["export", str(folder), "-o", str(target), "--format", "onnx"]) == 0
+    return Exported(target)
+
+
+@pytest.fixture(scope="module")
+def pipe(folder) -> BackToFrontPipeline:
+    pipeline = BackToFrontPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -59,9 +68,9 @@ def close(result: np.ndarray, wanted: torch.Tensor) -> bool:
 def test_each_part_computes_what_pytorch_does(items, exported, pipe):
     random = torch.Generator().manual_seed(0)
     input_ids = torch.randint(500, (items, 77), generator=random)
-    latents = torch.randn((items, 8, 32, 32), generator=random)
+    latents = torch.randn((items, 4, 8, 8), generator=random)
     timestep = torch.full((items,), 700)
-    control = torch.rand((items, 3, 128, 128), generator=random)
+    control = torch.rand((items, 4, 64, 64), generator=random)
     embeds = pipe.text_encoder(input_ids).last_hidden_state
     residuals = pipe.controlnet(latents, 700, embeds, control)
     prediction = pipe.unet(
@@ -84,28 +93,28 @@ def test_each_part_computes_what_pytorch_does(items, exported, pipe):
 
 
 def test_a_whole_picture_is_that_of_the_pipeline(exported, pipe, drawn_backs):
-    from diffusers import LCMScheduler
+    from diffusers import DDIMScheduler
     from transformers import CLIPTokenizer
 
-    back = drawn_backs[0].resize((128, 128))
+    back = drawn_backs[0]
     wanted = pipe(back, generator=torch.Generator().manual_seed(5), output_type="np").images[0]
 
     recorded, parts = exported.description["recorded"], exported.description["parts"]
     tokenizer = CLIPTokenizer.from_pretrained(exported.folder / "tokenizer")
-    scheduler = LCMScheduler.from_pretrained(exported.folder / "scheduler")
+    scheduler = DDIMScheduler.from_pretrained(exported.folder / "scheduler")
     length = parts["text_encoder"]["inputs"]["input_ids"]["shape"][1]
     tokens = tokenizer(recorded["default_prompt"], padding="max_length", max_length=length, return_tensors="np")
     embeds = exported.run("text_encoder", input_ids=tokens.input_ids)
-    control = control_image(back, recorded["conditioning"], recorded["mirror"])[None].numpy()
+    control = exported.run("vae_encoder", back=control_image(back, "rgb", recorded["mirror"])[None].numpy())
     shape = (1, *parts["unet"]["inputs"]["latents"]["shape"][1:])
     noise = torch.Generator().manual_seed(5)
     latents = torch.randn(shape, generator=noise) * scheduler.init_noise_sigma
     scheduler.set_timesteps(recorded["default_num_inference_steps"])
     for timestep in scheduler.timesteps:
         step = {"latents": latents.numpy(), "timestep": timestep[None].numpy(), **embeds}
-        residuals = exported.run("controlnet", control=control, **step)
+        residuals = exported.run("controlnet", **control, **step)
         prediction = torch.from_numpy(exported.run("unet", **step, **residuals)["prediction"])
-        latents = scheduler.step(prediction, timestep, latents, generator=noise).prev_sample
+        latents = scheduler.step(prediction, timestep, latents).prev_sample
     picture = exported.run("vae_decoder", latents=latents.numpy())["pictures"][0].transpose(1, 2, 0)
     assert np.abs(picture - wanted).max() < 1e-4
     assert wanted.std() > 0.05
@@ -116,13 +125,13 @@ def test_the_description_says_all_that_is_needed(exported):
     assert {name: description[name] for name in ("software", "version", "model", "license")} == {
         "software": "backshan",
         "version": __version__,
-        "model": "mini",
-        "license": "apache-2.0",
+        "model": "tiny",
+        "license": "not recorded",
     }
-    assert description["recorded"]["conditioning"] == "rgb" and description["recorded"]["mirror"] is True
+    assert description["recorded"]["conditioning"] == "latents" and description["recorded"]["mirror"] is True
     assert description["parts"]["controlnet"]["inputs"]["control"] == {
         "type": "float",
-        "shape": ["batch", 3, 128, 128],
+        "shape": ["batch", 4, 64, 64],
     }
     for name, part in description["parts"].items():
         session = exported.sessions[name]
@@ -131,37 +140,33 @@ def test_the_description_says_all_that_is_needed(exported):
             for argument, facts in zip(arguments, part[kind].values(), strict=True):
                 assert facts["shape"] == argument.shape and argument.shape[0] == "batch"
                 assert f"| `{argument.name}` | {facts['type']} | {' x '.join(map(str, argument.shape))} |" in readme
-    assert "flipped left-right" in readme and "Front side of the person" in readme
+    told = "`back` is that square,\n   flipped left-right, with values from 0 to 1; `vae_encoder` makes `control`"
+    assert told in readme and "Front side of the person" in readme
 
 
-def test_for_latents_the_encoder_is_a_part_too(exported, tmp_path, drawn_backs):
-    """`exported` alone says whether the packages are there."""
-    pipe = tiny_pipeline("latents", zero_residuals=True)
-    export_onnx(pipe, tmp_path / "latents", ORIGIN)
-    ours = Exported(tmp_path / "latents")
-    assert ours.description["parts"]["controlnet"]["inputs"]["control"]["shape"] == ["batch", 4, 64, 64]
-    entered = []
-    pipe.controlnet.register_forward_pre_hook(
-        lambda module, args, kwargs: entered.append(kwargs["controlnet_cond"]), with_kwargs=True
+def test_for_latents_the_encoder_is_a_part_too(exported, pipe, drawn_backs, monkeypatch):
+    assert exported.description["parts"]["controlnet"]["inputs"]["control"]["shape"] == ["batch", 4, 64, 64]
+    entered, compute = [], pipe.controlnet.forward
+    monkeypatch.setattr(
+        pipe.controlnet,
+        "forward",
+        lambda *args, **named: entered.append(named["controlnet_cond"]) or compute(*args, **named),
     )
     pipe(drawn_backs[0], num_inference_steps=1)
     back = control_image(drawn_backs[0], "rgb", mirror=True)[None].numpy()
-    assert close(ours.run("vae_encoder", back=back)["control"], entered[0])
-    readme = (ours.folder / "README.md").read_text(encoding="utf-8")
-    assert (
-        "`back` is that square,\n   flipped left-right, with values from 0 to 1; `vae_encoder` makes `control`"
-        in readme
-    )
-    assert "vae_encoder" not in exported.description["parts"]
+    assert close(exported.run("vae_encoder", back=back)["control"], entered[0])
+    parts = [part.name for part in onnx_folder._parts(tiny_pipeline())]
+    assert parts == ["text_encoder", "controlnet", "unet", "vae_decoder"]
 
 
 def test_no_file_holds_a_path_of_this_machine(exported):
     paths = [str(place).encode() for place in (ROOT, Path(torch.__file__).parents[1], exported.folder.parent)]
     for file in exported.folder.rglob("*"):
         assert not file.is_file() or not any(path in file.read_bytes() for path in paths), file
-    names = {"text_encoder.onnx", "controlnet.onnx", "unet.onnx", "vae_decoder.onnx", "export.json", "README.md"}
-    assert {path.name for path in exported.folder.iterdir()} == names | {"tokenizer", "scheduler"}
-    assert [path.name for path in exported.folder.parent.iterdir()] == ["mini"]
+    names = {f"{part}.onnx" for part in ("vae_encoder", "text_encoder", "controlnet", "unet", "vae_decoder")}
+    others = {"export.json", "README.md", "tokenizer", "scheduler"}
+    assert {path.name for path in exported.folder.iterdir()} == names | others
+    assert [path.name for path in exported.folder.parent.iterdir()] == ["tiny"]
 
 
 def test_only_what_was_exported_before_is_replaced(exported, tiny_folder, tmp_path, capsys):
@@ -190,9 +195,9 @@ def test_the_folder_that_the_command_runs_in_is_not_replaced(exported, tiny_fold
 
 def test_a_file_that_computes_something_else_is_not_kept(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_folder, "TOLERANCE", -1.0)
-    pipeline = tiny_pipeline()
+    pipeline = tiny_pipeline("latents")
     shutil.copytree(exported.folder, tmp_path / "ours")
-    with pytest.raises(ExportError, match="the exported text_encoder is off by .* so it is not kept"):
+    with pytest.raises(ExportError, match="the exported vae_encoder is off by .* so it is not kept"):
         export_onnx(pipeline, tmp_path / "ours", ORIGIN)
     assert Exported(tmp_path / "ours").description == exported.description
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
