@@ -111,6 +111,11 @@ def _check_base(pipeline: StableDiffusionPipeline | BackToFrontPipeline) -> None
     schedule, unet = pipeline.scheduler.config, pipeline.unet.config
     if "beta_schedule" not in schedule or "beta_schedule" in schedule.get("_use_default_values", ()):
         raise ValueError("its scheduler_config.json names no beta_schedule, so that nobody knows how noise is added.")
+    if schedule.get("rescale_betas_zero_snr") and schedule["prediction_type"] == "epsilon":
+        raise ValueError(
+            "its U-Net predicts noise and its schedule ends in noise alone, of which that says nothing: set"
+            " rescale_betas_zero_snr in its scheduler_config.json to false."
+        )
     for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
         if unet[name] is not None:
             raise ValueError(f"its U-Net has the {name} {unet[name]}: give one that needs no more than a text.")
