@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from .data import DRAWN
 from .folder_check import ADAPTERS, lone_variant, stored_variant
-from .model_record import UNTOLD, base_in, beside, is_embedded, record_of
+from .model_record import AVERAGED, UNTOLD, base_in, beside, is_embedded, record_of
 
 PACKAGE = Path(__file__).parent
 MARK = "Written by backshan_diffusers at each push. Remove this line to keep a card of your own."
@@ -194,6 +194,8 @@ def _training(record: Mapping[str, Any]) -> str:
         sentences.append(f"The run went on from {base}: the steps that were taken until then are not counted.")
     if record.get("accepted"):
         sentences.append("The first steps had other values, as `accepted` says.")
+    if record.get(AVERAGED):
+        sentences.append("The weights are the means of what came out and of an earlier model's.")
     if record.get("captions"):
         sentences.append("A prompt may go on, after commas, with the words of `captions`.")
     return f"{' '.join(sentences)} All settings of this stage:\n\n{told}"

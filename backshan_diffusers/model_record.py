@@ -14,6 +14,9 @@ from .repo_ids import may_be_repo_id
 
 RECORD = "training_config.yaml"
 
+AVERAGED = "averaged"
+"""A value that training does not write: whether the weights are the means of the run's and of an earlier model's."""
+
 PLACES = ("output_dir", "cache_dir")
 """Values of a record that say where something lies, which is nobody's business."""
 

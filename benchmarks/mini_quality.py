@@ -38,7 +38,7 @@ from backshan_diffusers.training.options import load_config
 
 GENERATED, MIRRORED, TOLD = "generated", "mirrored back", "generated, told by captions"
 SHEET_ITEMS, SHEET_COLUMNS = 32, 4
-RECIPE = ROOT / "examples" / "configs" / "mini-retouch.yaml"
+RECIPE = ROOT / "examples" / "configs" / "mini-crisp.yaml"
 """The config of the last part of `mini`'s training, which knew all the pairs of the others too."""
 SMALLEST_SUBSET = 15
 """Subsets with fewer items are left out of the table: their intervals say nothing."""

@@ -19,9 +19,12 @@ def main() -> int:
     parser.add_argument("--record", type=Path, default=Path("docs/mini"), help="Folder of logs and curves.")
     parser.add_argument("--steps", type=int, help="Denoising steps of a call that names none. Default: as trained.")
     parser.add_argument("--fresh-noise", action="store_true", help="Sample with fresh noise in each step.")
+    parser.add_argument(
+        "--average-with", type=Path, help="Pipeline of an earlier run, with whose weights the run's are averaged."
+    )
     arguments = parser.parse_args()
     try:
-        size = embed(arguments.run, arguments.target, arguments.steps, arguments.fresh_noise)
+        size = embed(arguments.run, arguments.target, arguments.steps, arguments.fresh_noise, arguments.average_with)
     except ValueError as error:
         parser.error(str(error))
     record(arguments.run, arguments.record)

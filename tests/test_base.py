@@ -161,7 +161,7 @@ NO_STABLE_DIFFUSION = {
     "its scheduler_config.json names no beta_schedule": lambda base: (
         base / "scheduler" / "scheduler_config.json"
     ).write_text("{}"),
-    "its U-Net predicts noise and its schedule ends in noise alone, .*: set rescale_betas_zero_snr": lambda base: edit(
+    "its U-Net predicts noise and its schedule ends in noise alone, .*: set rescale": lambda base: edit(
         base / "scheduler" / "scheduler_config.json", prediction_type="epsilon", rescale_betas_zero_snr=True
     ),
     ".*text_encoder/model.safetensors is damaged .*: copy": lambda base: (

@@ -158,6 +158,7 @@ def test_mini_is_measured_by_its_name_as_by_its_folder(tmp_path):
         script("mini_quality").main(["--model", model, *arguments])
         measured.append(json.loads((tmp_path / "json").read_text())["results"])
     assert measured[0] == measured[1]
+    assert measured[0]["weights_sha256"] == script("mini_quality").fingerprint(Path(MINI))
     assert "generated, told by captions" in measured[0]["systems"]
 
 
@@ -175,7 +176,7 @@ def test_the_sheet_is_chosen_by_index(model, tmp_path, monkeypatch):
 
 
 def test_the_nearest_front_is_sought_among_all_pairs_of_the_recipe():
-    recipe = yaml.safe_load((BENCHMARKS.parent / "examples" / "configs" / "mini-retouch.yaml").read_text())
+    recipe = yaml.safe_load((BENCHMARKS.parent / "examples" / "configs" / "mini-crisp.yaml").read_text())
     _, options = script("mini_quality").parse([])
     assert options.train_count == recipe["train_pairs"]
 
@@ -221,6 +222,7 @@ def test_framing_end_to_end(model, tmp_path, capsys, monkeypatch):
     framing.main(["--model", model, "--count", "2", "--seed", "7", *arguments])
     report = json.loads(paths["json"].read_text())
     results = report["results"]
+    assert results["weights_sha256"] == script("mini_quality").fingerprint(Path(model))
     assert list(results["framings"]) == list(framing.FRAMINGS)
     rows = load_pairs("wardrobe", split="test", size=64, count=2)
     mirrored = [METRICS["head_l1"].of(np.asarray(row["back"])[:, ::-1], row) for row in rows]

@@ -408,11 +408,13 @@ RUNS = {
     "lpc": list(STAGES),
     "mini": list(STAGES),
     "mini-close": ["joint"],
+    "mini-crisp": ["joint"],
     "mini-decide": ["joint"],
     "mini-finish": ["vae", "joint"],
     "mini-focus": ["vae", "joint"],
     "mini-grow": ["joint"],
     "mini-more": ["joint"],
+    "mini-polish": ["joint"],
     "mini-refine": ["joint"],
     "mini-reframe": ["joint"],
     "mini-retouch": ["joint"],
@@ -425,8 +427,8 @@ RUNS = {
 }
 
 
-ADVERSARIAL = ("mini-decide", "mini-refine", "mini-retouch", "mini-sharpen")
-SHIFTED = ("mini-close", "mini-grow")
+ADVERSARIAL = ("mini-crisp", "mini-decide", "mini-refine", "mini-retouch", "mini-sharpen")
+SHIFTED = ("mini-close", "mini-grow", "mini-polish")
 
 
 def test_every_shipped_file_is_tested():

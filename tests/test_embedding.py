@@ -11,7 +11,7 @@ import yaml
 from diffusers import DDIMScheduler, LCMScheduler
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import TINY
+from tiny import TINY, tiny_pipeline
 
 from backshan_diffusers import BackToFrontPipeline
 from backshan_diffusers.training import embedding
@@ -84,6 +84,41 @@ def test_fresh_noise_changes_the_sampler_and_not_the_noise_schedule(run, embedde
         scheduler.set_timesteps(4)
     assert fresh.timesteps.tolist() == trained.timesteps.tolist() == [999, 749, 499, 249]
     fresh.set_timesteps(1000)
+
+
+def test_weights_may_be_means_with_those_of_an_earlier_run(run, embedded, tmp_path):
+    earlier = run / "controlnet" / "pipeline"
+    embed(run, tmp_path / "mini", average_with=earlier)
+    for name in ("unet", "controlnet"):
+        before, after, mean = (
+            load_file(folder / name / WEIGHTS) for folder in (earlier, run / "joint" / "pipeline", tmp_path / "mini")
+        )
+        assert any(not torch.equal(before[key], after[key]) for key in after)
+        assert all(torch.equal(mean[key], ((before[key] + after[key]) / 2).half()) for key in after)
+    same = ("vae/" + WEIGHTS, "text_encoder/model.safetensors")
+    assert all((tmp_path / "mini" / name).read_bytes() == (embedded / name).read_bytes() for name in same)
+    records = [
+        yaml.safe_load((folder / "training_config.yaml").read_text()) for folder in (tmp_path / "mini", embedded)
+    ]
+    assert records[0] == records[1] | {"averaged": True} and "averaged" not in records[1]
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "unet", "controlnet"])
+def test_what_was_made_for_other_latents_or_has_other_layers_is_not_averaged(part):
+    ours, theirs = tiny_pipeline(), tiny_pipeline()
+    weight = next(getattr(theirs, part).parameters())
+    if part in ("vae", "text_encoder"):
+        weight.data += 1
+    else:
+        weight.data = weight.data[:1]
+    with pytest.raises(ValueError, match=f"the {part} of the pipeline to average with is another one: name one that"):
+        embedding.average(ours, theirs)
+
+
+def test_what_is_no_pipeline_is_not_averaged(run, tmp_path):
+    with pytest.raises(ValueError, match="is no pipeline to average with: name the folder of a finished one."):
+        embed(run, tmp_path / "mini", average_with=tmp_path)
+    assert not os.listdir(tmp_path)
 
 
 def test_no_file_names_a_folder_of_the_run(run, embedded):
@@ -176,11 +211,14 @@ def embed_mini(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_the_script_embeds_and_records(run, embedded, tmp_path):
     target, folder = tmp_path / "mini", tmp_path / "record"
-    done = embed_mini("--run", str(run), "--target", str(target), "--record", str(folder))
+    names = ["--run", str(run), "--target", str(target), "--record", str(folder)]
+    done = embed_mini(*names)
     assert done.returncode == 0, done.stderr
     assert content(target) == content(embedded)
     assert len(content(folder)) == 3 * len(STAGES) + 1
     assert done.stdout == f"{target}: {sum(map(len, content(target).values())) / 1e6:.1f} MB\n"
+    assert embed_mini(*names, "--average-with", str(run / "controlnet" / "pipeline")).returncode == 0
+    assert "averaged: true" in (target / "training_config.yaml").read_text()
 
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path):

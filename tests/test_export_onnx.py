@@ -144,19 +144,23 @@ def test_the_description_says_all_that_is_needed(exported):
     assert told in readme and "Front side of the person" in readme
 
 
-def test_for_latents_the_encoder_is_a_part_too(exported, pipe, drawn_backs, monkeypatch):
-    assert exported.description["parts"]["controlnet"]["inputs"]["control"]["shape"] == ["batch", 4, 64, 64]
-    entered, compute = [], pipe.controlnet.forward
-    monkeypatch.setattr(
-        pipe.controlnet,
-        "forward",
-        lambda *args, **named: entered.append(named["controlnet_cond"]) or compute(*args, **named),
+def test_for_latents_the_encoder_is_a_part_too(exported, pipe, drawn_backs):
+    entered = []
+    handle = pipe.controlnet.register_forward_pre_hook(
+        lambda module, args, kwargs: entered.append(kwargs["controlnet_cond"]), with_kwargs=True
     )
     pipe(drawn_backs[0], num_inference_steps=1)
+    handle.remove()
     back = control_image(drawn_backs[0], "rgb", mirror=True)[None].numpy()
     assert close(exported.run("vae_encoder", back=back)["control"], entered[0])
+
+
+def test_for_pictures_it_is_not_and_the_readme_says_how_they_enter(exported):
     parts = [part.name for part in onnx_folder._parts(tiny_pipeline())]
     assert parts == ["text_encoder", "controlnet", "unet", "vae_decoder"]
+    recorded = exported.description["recorded"] | {"conditioning": "rgb"}
+    readme = onnx_folder._readme(exported.description | {"recorded": recorded})
+    assert "`control` is that square,\n   flipped left-right, as `rgb`, with values from 0 to 1." in readme
 
 
 def test_no_file_holds_a_path_of_this_machine(exported):

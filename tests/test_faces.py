@@ -252,8 +252,9 @@ def test_a_step_knows_which_cells_its_faces_touch(tmp_path):
         indices = sampler.indices(0, 2, RandomOrder(4))
         faces = np.unpackbits(pairs.faces[indices], axis=-1).astype(bool)
         assert torch.equal(batch["weights"], kept_cells(faces, 8)) and batch["weights"].mean() < 1
+        assert torch.equal(batch["place_weights"], batch["weights"])
         unmasked = stage(run.config, pipeline, pair_arrays())[1](0, sampler)
-        assert "weights" not in unmasked
+        assert not {"weights", "place_weights"} & set(unmasked)
 
 
 def test_a_run_that_masks_faces_shows_none_to_any_stage(tmp_path):

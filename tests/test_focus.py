@@ -170,6 +170,14 @@ def test_the_denoising_stages_weigh_cells_and_leave_masked_faces_out(tmp_path, u
         assert 0 in weights and ({1, 3} <= set(weights.unique().tolist())) == (unseen == 1)
 
 
+def test_unseen_detail_alone_weighs_no_places(tmp_path):
+    pairs = cache_pairs(wardrobe(), tmp_path / "cache", 1)
+    config, sampler = tiny_config(tmp_path, train_pairs=4, unseen_weight=20), StepSampler(0, "joint")
+    batch = TrainingRun(config)._joint_stage(config, tiny_pipeline(), pairs)[1](0, sampler)
+    step = step_pairs(pairs, sampler.indices(0, config.batch_size, RandomOrder(4)))
+    assert torch.equal(batch["weights"], cell_weights(step.unseen(20.0), 8)) and "place_weights" not in batch
+
+
 def test_a_run_with_parts_that_count_more(tmp_path):
     stages = {
         "vae": {"max_steps": 1, "person_weight": 2.0},

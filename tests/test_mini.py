@@ -57,7 +57,7 @@ def mean(name: str, fronts: list[np.ndarray], rows: list[dict]) -> float:
 
 RECORDS = [("mini", ".", stage) for stage in STAGES]
 RECORDS += [(f"mini-{part}", part, stage) for part in ("finish", "focus") for stage in ("vae", "joint")]
-LATER = ("more", "reframe", "settle", "sharpen", "grow", "refine", "close", "retouch")
+LATER = ("more", "reframe", "settle", "sharpen", "grow", "refine", "close", "retouch", "polish", "crisp")
 RECORDS += [(f"mini-{part}", part, "joint") for part in LATER]
 NOT_SHIPPED = [("mini-decide", "decide", "joint")]
 

@@ -48,7 +48,7 @@ class Adversary:
 
         A front counts by the share of noise it was predicted from: with little of it, it is nearly what was noised.
         The true ones are as they were drawn or taken, so that edges which the autoencoder loses are asked for too.
-        Places count, and not what is there in the true front: else a line where there is none would cost nothing.
+        Places count without `unseen_weight`: with it, a line where the true front has none would cost next to nothing.
 
         Args:
             batch: of `B` pairs.

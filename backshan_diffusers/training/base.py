@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel, StableDiffusionPipeline
+from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from ..folder_check import ADAPTERS, check_folder, records_conditioning
@@ -103,7 +103,8 @@ def _with_controlnet_of_ours(pipeline: BackToFrontPipeline, recorded: dict) -> B
 
 
 def _check_base(pipeline: StableDiffusionPipeline | BackToFrontPipeline) -> None:
-    """Refuse what is no Stable Diffusion: noise of betas, and a U-Net that reads noised latents and a text alone."""
+    """Refuse what is no Stable Diffusion: noise of betas, a U-Net that reads noised latents and a text alone, and
+    predictions from which a picture follows at every timestep."""
     for name, part in pipeline.components.items():
         for weight, value in part.named_parameters() if isinstance(part, torch.nn.Module) else ():
             if value.is_meta:  # what diffusers leaves where a file has no such weight
@@ -111,9 +112,9 @@ def _check_base(pipeline: StableDiffusionPipeline | BackToFrontPipeline) -> None
     schedule, unet = pipeline.scheduler.config, pipeline.unet.config
     if "beta_schedule" not in schedule or "beta_schedule" in schedule.get("_use_default_values", ()):
         raise ValueError("its scheduler_config.json names no beta_schedule, so that nobody knows how noise is added.")
-    if schedule.get("rescale_betas_zero_snr") and schedule["prediction_type"] == "epsilon":
+    if schedule["prediction_type"] == "epsilon" and not DDIMScheduler.from_config(schedule).alphas_cumprod[-1]:
         raise ValueError(
-            "its U-Net predicts noise and its schedule ends in noise alone, of which that says nothing: set"
+            "its U-Net predicts noise and its schedule ends in noise alone, where no picture follows from that: set"
             " rescale_betas_zero_snr in its scheduler_config.json to false."
         )
     for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):

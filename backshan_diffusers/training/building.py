@@ -250,8 +250,8 @@ class StageBuilder:
 
 
 def _cell_weights(step_pairs: StepPairs, config: TrainingConfig, factor: int, masked: bool) -> Batch:
-    """How much each latent cell of a step counts, and how much by its place alone, `B x 1 x H x W`; nothing if all
-    count alike."""
+    """How much each latent cell of a step counts, and how much without `unseen_weight`, `B x 1 x H x W`; either is
+    left out where all count alike."""
     focus = config.focus()
     by_place = [cell_weights(step_pairs.weights(focus), factor)] if focus else []
     by_place += [kept_cells(step_pairs.faces(), factor)] if masked else []

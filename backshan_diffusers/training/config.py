@@ -228,7 +228,7 @@ class TrainingConfig:
     unseen_weight: float = field(
         default=1.0,
         metadata=_of_stage(
-            "How many times as much, at most, the detail of a front counts that its flipped back lacks."
+            "How many times as much, at most, the squared error counts detail of a front that its flipped back lacks."
         ),
     )
     flip: float = field(default=0.0, metadata=_of_stage("Share of pairs of which both views are flipped left-right."))

@@ -13,15 +13,24 @@ from diffusers import LCMScheduler, SchedulerMixin
 
 from ..files import complete_file, complete_folder, put_back
 from ..folder_check import without_origin
-from ..model_record import RECORD, record_of
+from ..model_record import AVERAGED, RECORD, record_of
 from ..pipelines import BackToFrontPipeline
 from .config import STAGES
 
 LIMIT = 40e6
 """Bytes that the embedded folder may have."""
 
+_STAY = ("vae", "text_encoder")
+_LEARN = ("unet", "controlnet")
 
-def embed(run: Path, target: Path, steps: int | None = None, fresh_noise: bool = False) -> int:
+
+def embed(
+    run: Path,
+    target: Path,
+    steps: int | None = None,
+    fresh_noise: bool = False,
+    average_with: Path | None = None,
+) -> int:
     """Put the last stage's pipeline at `target`, in half precision and without the paths of the run, with its config.
 
     The text encoder stays in float32: transformers loads weights in the type of their file, diffusers does not.
@@ -31,12 +40,14 @@ def embed(run: Path, target: Path, steps: int | None = None, fresh_noise: bool =
         target: a folder that does not exist yet, or a pipeline that is replaced once the new one is complete.
         steps: denoising steps that the pipeline records as its default. None: those that it records already.
         fresh_noise: whether the pipeline gets the sampler of [`with_fresh_noise`] in place of its own.
+        average_with: pipeline of an earlier run, with whose weights those of the run are averaged by [`average`].
 
     Returns:
         Size of the folder in bytes.
 
     Raises:
-        ValueError: if the run is not finished, its pipeline is larger than `LIMIT`, or `target` is something else.
+        ValueError: if the run is not finished, its pipeline is larger than `LIMIT`, `target` is something else, or
+            what it is to be averaged with is no pipeline or does not fit.
     """
     put_back(target)
     finished = run / STAGES[-1] / "pipeline"
@@ -45,6 +56,10 @@ def embed(run: Path, target: Path, steps: int | None = None, fresh_noise: bool =
     if target.exists() and not (target / BackToFrontPipeline.config_name).exists():
         raise ValueError(f"{target} is no pipeline, so it is not replaced: name a pipeline's folder or a new one.")
     pipeline = BackToFrontPipeline.from_pretrained(finished)
+    if average_with is not None:
+        if not (average_with / BackToFrontPipeline.config_name).exists():
+            raise ValueError(f"{average_with} is no pipeline to average with: name the folder of a finished one.")
+        average(pipeline, BackToFrontPipeline.from_pretrained(average_with, dtype=torch.float32))
     if steps is not None:
         pipeline.controlnet.register_to_config(default_num_inference_steps=steps)
     if fresh_noise:
@@ -55,14 +70,42 @@ def embed(run: Path, target: Path, steps: int | None = None, fresh_noise: bool =
         pipeline.save_pretrained(pending)
         for config in pending.glob("*/*config.json"):
             config.write_text(without_origin(config.read_text(encoding="utf-8")), encoding="utf-8")
-        told = yaml.safe_dump(record_of(finished), sort_keys=False, allow_unicode=True)
-        (pending / RECORD).write_text(told, encoding="utf-8")
+        told = record_of(finished) | ({AVERAGED: True} if average_with is not None else {})
+        text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
+        (pending / RECORD).write_text(text, encoding="utf-8")
         size = sum(path.stat().st_size for path in pending.rglob("*") if path.is_file())
         if size > LIMIT:
             raise ValueError(
                 f"the pipeline has {size / 1e6:.1f} MB, over the {LIMIT / 1e6:.0f} allowed: train a smaller one."
             )
     return size
+
+
+@torch.no_grad()
+def average(pipeline: BackToFrontPipeline, earlier: BackToFrontPipeline) -> None:
+    """Give U-Net and ControlNet the means of their weights and those of an earlier pipeline that they went on from.
+
+    Along one path of training the mean is often better than either end (Wortsman et al. 2022, "Model soups").
+
+    Args:
+        pipeline: is changed.
+        earlier: of the same models, with the same latents and embeddings.
+
+    Raises:
+        ValueError: if the two have other models, or another autoencoder or text encoder, to half precision.
+    """
+    parts = {name: [getattr(each, name).state_dict() for each in (pipeline, earlier)] for name in (*_STAY, *_LEARN)}
+    for name, (ours, theirs) in parts.items():
+        fits = {key: each.shape for key, each in ours.items()} == {key: each.shape for key, each in theirs.items()}
+        if fits and name in _STAY:
+            fits = all(torch.equal(weight.half(), theirs[key].half()) for key, weight in ours.items())
+        if not fits:
+            raise ValueError(
+                f"the {name} of the pipeline to average with is another one: name one that the run went on from."
+            )
+    for name in _LEARN:
+        ours, theirs = parts[name]
+        getattr(pipeline, name).load_state_dict({key: (weight + theirs[key]) / 2 for key, weight in ours.items()})
 
 
 def with_fresh_noise(scheduler: SchedulerMixin) -> LCMScheduler:
