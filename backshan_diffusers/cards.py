@@ -195,7 +195,7 @@ def _training(record: Mapping[str, Any]) -> str:
     if record.get("accepted"):
         sentences.append("The first steps had other values, as `accepted` says.")
     if record.get(AVERAGED):
-        sentences.append("The weights are the means of what came out and of an earlier model's.")
+        sentences.append("U-Net and ControlNet are the means of those of this run and of an earlier model.")
     if record.get("captions"):
         sentences.append("A prompt may go on, after commas, with the words of `captions`.")
     return f"{' '.join(sentences)} All settings of this stage:\n\n{told}"

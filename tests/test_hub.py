@@ -858,7 +858,7 @@ def test_a_card_of_a_model_made_from_another(model):
         ),
         ({"base_model": "/some/base"}, "The run went on from another model, which lay in a folder: the steps"),
         ({"accepted": [{"step": 3, "before": {"batch_size": 1}}]}, "The first steps had other values, as `accepted`"),
-        ({"averaged": True}, "The weights are the means of what came out and of an earlier model's. All"),
+        ({"averaged": True}, "U-Net and ControlNet are the means of those of this run and of an earlier model. All"),
         (
             {"captions": ["glasses=true: glasses"]},
             "A prompt may go on, after commas, with the words of `captions`. All",
@@ -932,8 +932,8 @@ def test_the_card_of_the_embedded_model():
     assert (
         "Stage `joint`: 210 steps of 16 pairs of the source `wardrobe`. The run went on from another model, which lay"
         " in a folder: the steps that were taken until then are not counted. The first steps had other values, as"
-        " `accepted` says. The weights are the means of what came out and of an earlier model's. A prompt may go on,"
-        " after commas, with the words of `captions`." in card.text
+        " `accepted` says. U-Net and ControlNet are the means of those of this run and of an earlier model. A prompt"
+        " may go on, after commas, with the words of `captions`." in card.text
     )
     assert "Those were drawn by code" in card.text
     assert "runs/" not in card.text

@@ -112,7 +112,10 @@ def _check_base(pipeline: StableDiffusionPipeline | BackToFrontPipeline) -> None
     schedule, unet = pipeline.scheduler.config, pipeline.unet.config
     if "beta_schedule" not in schedule or "beta_schedule" in schedule.get("_use_default_values", ()):
         raise ValueError("its scheduler_config.json names no beta_schedule, so that nobody knows how noise is added.")
-    if schedule["prediction_type"] == "epsilon" and not DDIMScheduler.from_config(schedule).alphas_cumprod[-1]:
+    if (
+        schedule.get("prediction_type", "epsilon") == "epsilon"
+        and not DDIMScheduler.from_config(schedule).alphas_cumprod[-1]
+    ):
         raise ValueError(
             "its U-Net predicts noise and its schedule ends in noise alone, where no picture follows from that: set"
             " rescale_betas_zero_snr in its scheduler_config.json to false."

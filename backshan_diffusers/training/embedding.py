@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 import yaml
 from diffusers import LCMScheduler, SchedulerMixin
+from transformers import PreTrainedModel
 
 from ..files import complete_file, complete_folder, put_back
 from ..folder_check import without_origin
 from ..model_record import AVERAGED, RECORD, record_of
 from ..pipelines import BackToFrontPipeline
 from .config import STAGES
+from .schedule import noise_schedule
 
 LIMIT = 40e6
 """Bytes that the embedded folder may have."""
@@ -59,7 +61,7 @@ def embed(
     if average_with is not None:
         if not (average_with / BackToFrontPipeline.config_name).exists():
             raise ValueError(f"{average_with} is no pipeline to average with: name the folder of a finished one.")
-        average(pipeline, BackToFrontPipeline.from_pretrained(average_with, dtype=torch.float32))
+        average(pipeline, BackToFrontPipeline.from_pretrained(average_with))
     if steps is not None:
         pipeline.controlnet.register_to_config(default_num_inference_steps=steps)
     if fresh_noise:
@@ -81,7 +83,6 @@ def embed(
     return size
 
 
-@torch.no_grad()
 def average(pipeline: BackToFrontPipeline, earlier: BackToFrontPipeline) -> None:
     """Give U-Net and ControlNet the means of their weights and those of an earlier pipeline that they went on from.
 
@@ -89,23 +90,41 @@ def average(pipeline: BackToFrontPipeline, earlier: BackToFrontPipeline) -> None
 
     Args:
         pipeline: is changed.
-        earlier: of the same models, with the same latents and embeddings.
+        earlier: of the same models, with the same latents, embeddings, control pictures and noise.
 
     Raises:
-        ValueError: if the two have other models, or another autoencoder or text encoder, to half precision.
+        ValueError: if the two differ in anything else. Weights that do not learn may be those of the other in half
+            precision, as an embedded pipeline has them.
     """
-    parts = {name: [getattr(each, name).state_dict() for each in (pipeline, earlier)] for name in (*_STAY, *_LEARN)}
-    for name, (ours, theirs) in parts.items():
-        fits = {key: each.shape for key, each in ours.items()} == {key: each.shape for key, each in theirs.items()}
-        if fits and name in _STAY:
-            fits = all(torch.equal(weight.half(), theirs[key].half()) for key, weight in ours.items())
-        if not fits:
-            raise ValueError(
-                f"the {name} of the pipeline to average with is another one: name one that the run went on from."
-            )
+    parts = {name: [getattr(each, name) for each in (pipeline, earlier)] for name in (*_STAY, *_LEARN)}
+    differing = [name for name, pair in parts.items() if not _fit(*pair, stay=name in _STAY)]
+    schedules = [noise_schedule(each.scheduler) for each in (pipeline, earlier)]
+    kinds = [schedule.config.prediction_type for schedule in schedules]
+    if kinds[0] != kinds[1] or not torch.equal(*(schedule.alphas_cumprod for schedule in schedules)):
+        differing.append("scheduler")
+    if differing:
+        raise ValueError(
+            f"the {differing[0]} of the pipeline to average with is another one: name one that the run went on from."
+        )
     for name in _LEARN:
-        ours, theirs = parts[name]
-        getattr(pipeline, name).load_state_dict({key: (weight + theirs[key]) / 2 for key, weight in ours.items()})
+        ours, theirs = (model.state_dict() for model in parts[name])
+        parts[name][0].load_state_dict({key: (weight + theirs[key]) / 2 for key, weight in ours.items()})
+
+
+def _fit(ours: torch.nn.Module, theirs: torch.nn.Module, stay: bool) -> bool:
+    """Whether two models are of one kind, and if they `stay` what they are, the same one."""
+    weights = [model.state_dict() for model in (ours, theirs)]
+    shapes = [{key: weight.shape for key, weight in each.items()} for each in weights]
+    if shapes[0] != shapes[1] or _settings(ours) != _settings(theirs):
+        return False
+    return not stay or all(torch.equal(weight.half(), weights[1][key].half()) for key, weight in weights[0].items())
+
+
+def _settings(model: torch.nn.Module) -> dict:
+    """What a model's config says of how it computes and what it reads."""
+    config = model.config.to_dict() if isinstance(model, PreTrainedModel) else dict(model.config)
+    ignored = ("_", "default_", "dtype", "torch_dtype", "transformers_version")  # files, and what a call may leave out
+    return {name: value for name, value in config.items() if not name.startswith(ignored)}
 
 
 def with_fresh_noise(scheduler: SchedulerMixin) -> LCMScheduler:

@@ -16,8 +16,8 @@ Batch = dict[str, torch.Tensor]
     every stage         items `B` int64; noise, of the shape of the latents
     vae                 pixels `2B x 3 x S x S` in [-1, 1], weights `2B x 1 x S x S`
     all other stages    latents `B x C x h x h`, prompts `B x T x E`, timesteps `B` int64; weights `B x 1 x h x h`
-                        where not all cells count alike, and where they do not without `unseen_weight` either,
-                        place_weights, likewise, without it
+                        where not all cells count alike; place_weights, likewise, the same without `unseen_weight`,
+                        where not all cells count alike then
     controlnet, joint   back_control `B x K x S x S`, a control tensor, see `conditioning.py`
     with an anchor      coarse_weight, a scalar
     with an adversary   adversarial_weight, a scalar; fronts `B x 3 x S x S` in [-1, 1]; disturbance, likewise, for
