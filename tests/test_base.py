@@ -161,8 +161,11 @@ NO_STABLE_DIFFUSION = {
     "its scheduler_config.json names no beta_schedule": lambda base: (
         base / "scheduler" / "scheduler_config.json"
     ).write_text("{}"),
-    "its U-Net predicts noise and its schedule ends in noise alone, .*: set rescale": lambda base: edit(
+    "the U-Net predicts noise and its schedule ends in noise alone, .*: set rescale": lambda base: edit(
         base / "scheduler" / "scheduler_config.json", prediction_type="epsilon", rescale_betas_zero_snr=True
+    ),
+    "the U-Net predicts sample: begin from one that predicts epsilon or velocity": lambda base: edit(
+        base / "scheduler" / "scheduler_config.json", prediction_type="sample"
     ),
     ".*text_encoder/model.safetensors is damaged .*: copy": lambda base: (
         base / "text_encoder" / "model.safetensors"

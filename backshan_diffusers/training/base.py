@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionPipeline
+from diffusers import ControlNetModel, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from ..folder_check import ADAPTERS, check_folder, records_conditioning
@@ -13,6 +13,7 @@ from ..models import BackshanControlNetModel
 from ..pipelines import BackToFrontPipeline
 from ..repo_ids import may_be_repo_id
 from .config import ConfigError, check
+from .schedule import noise_schedule
 from .scratch import seeded
 
 CONDITION_FACTOR = 8
@@ -112,14 +113,7 @@ def _check_base(pipeline: StableDiffusionPipeline | BackToFrontPipeline) -> None
     schedule, unet = pipeline.scheduler.config, pipeline.unet.config
     if "beta_schedule" not in schedule or "beta_schedule" in schedule.get("_use_default_values", ()):
         raise ValueError("its scheduler_config.json names no beta_schedule, so that nobody knows how noise is added.")
-    if (
-        schedule.get("prediction_type", "epsilon") == "epsilon"
-        and not DDIMScheduler.from_config(schedule).alphas_cumprod[-1]
-    ):
-        raise ValueError(
-            "its U-Net predicts noise and its schedule ends in noise alone, where no picture follows from that: set"
-            " rescale_betas_zero_snr in its scheduler_config.json to false."
-        )
+    noise_schedule(pipeline.scheduler)
     for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
         if unet[name] is not None:
             raise ValueError(f"its U-Net has the {name} {unet[name]}: give one that needs no more than a text.")

@@ -10,20 +10,16 @@ from pathlib import Path
 import torch
 import yaml
 from diffusers import LCMScheduler, SchedulerMixin
-from transformers import PreTrainedModel
 
 from ..files import complete_file, complete_folder, put_back
 from ..folder_check import without_origin
 from ..model_record import AVERAGED, RECORD, record_of
 from ..pipelines import BackToFrontPipeline
 from .config import STAGES
-from .schedule import noise_schedule
+from .soup import average
 
 LIMIT = 40e6
 """Bytes that the embedded folder may have."""
-
-_STAY = ("vae", "text_encoder")
-_LEARN = ("unet", "controlnet")
 
 
 def embed(
@@ -57,11 +53,7 @@ def embed(
         raise ValueError(f"{run} holds no finished run: train one with examples/configs/mini.yaml first.")
     if target.exists() and not (target / BackToFrontPipeline.config_name).exists():
         raise ValueError(f"{target} is no pipeline, so it is not replaced: name a pipeline's folder or a new one.")
-    pipeline = BackToFrontPipeline.from_pretrained(finished)
-    if average_with is not None:
-        if not (average_with / BackToFrontPipeline.config_name).exists():
-            raise ValueError(f"{average_with} is no pipeline to average with: name the folder of a finished one.")
-        average(pipeline, BackToFrontPipeline.from_pretrained(average_with))
+    pipeline = _open(finished, average_with)
     if steps is not None:
         pipeline.controlnet.register_to_config(default_num_inference_steps=steps)
     if fresh_noise:
@@ -83,48 +75,14 @@ def embed(
     return size
 
 
-def average(pipeline: BackToFrontPipeline, earlier: BackToFrontPipeline) -> None:
-    """Give U-Net and ControlNet the means of their weights and those of an earlier pipeline that they went on from.
-
-    Along one path of training the mean is often better than either end (Wortsman et al. 2022, "Model soups").
-
-    Args:
-        pipeline: is changed.
-        earlier: of the same models, with the same latents, embeddings, control pictures and noise.
-
-    Raises:
-        ValueError: if the two differ in anything else. Weights that do not learn may be those of the other in half
-            precision, as an embedded pipeline has them.
-    """
-    parts = {name: [getattr(each, name) for each in (pipeline, earlier)] for name in (*_STAY, *_LEARN)}
-    differing = [name for name, pair in parts.items() if not _fit(*pair, stay=name in _STAY)]
-    schedules = [noise_schedule(each.scheduler) for each in (pipeline, earlier)]
-    kinds = [schedule.config.prediction_type for schedule in schedules]
-    if kinds[0] != kinds[1] or not torch.equal(*(schedule.alphas_cumprod for schedule in schedules)):
-        differing.append("scheduler")
-    if differing:
-        raise ValueError(
-            f"the {differing[0]} of the pipeline to average with is another one: name one that the run went on from."
-        )
-    for name in _LEARN:
-        ours, theirs = (model.state_dict() for model in parts[name])
-        parts[name][0].load_state_dict({key: (weight + theirs[key]) / 2 for key, weight in ours.items()})
-
-
-def _fit(ours: torch.nn.Module, theirs: torch.nn.Module, stay: bool) -> bool:
-    """Whether two models are of one kind, and if they `stay` what they are, the same one."""
-    weights = [model.state_dict() for model in (ours, theirs)]
-    shapes = [{key: weight.shape for key, weight in each.items()} for each in weights]
-    if shapes[0] != shapes[1] or _settings(ours) != _settings(theirs):
-        return False
-    return not stay or all(torch.equal(weight.half(), weights[1][key].half()) for key, weight in weights[0].items())
-
-
-def _settings(model: torch.nn.Module) -> dict:
-    """What a model's config says of how it computes and what it reads."""
-    config = model.config.to_dict() if isinstance(model, PreTrainedModel) else dict(model.config)
-    ignored = ("_", "default_", "dtype", "torch_dtype", "transformers_version")  # files, and what a call may leave out
-    return {name: value for name, value in config.items() if not name.startswith(ignored)}
+def _open(finished: Path, average_with: Path | None) -> BackToFrontPipeline:
+    """The pipeline of a finished run, averaged with that of another folder if there is one."""
+    pipeline = BackToFrontPipeline.from_pretrained(finished)
+    if average_with is not None:
+        if not (average_with / BackToFrontPipeline.config_name).exists():
+            raise ValueError(f"{average_with} is no pipeline to average with: name the folder of a finished one.")
+        average(pipeline, BackToFrontPipeline.from_pretrained(average_with))
+    return pipeline
 
 
 def with_fresh_noise(scheduler: SchedulerMixin) -> LCMScheduler:

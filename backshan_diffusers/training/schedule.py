@@ -13,12 +13,17 @@ def noise_schedule(scheduler: SchedulerMixin) -> DDIMScheduler:
     """The schedule a pipeline was made for, in a form that adds noise, whatever sampler the pipeline comes with.
 
     Raises:
-        ConfigError: if the U-Net predicts neither noise nor velocity.
+        ConfigError: if the U-Net predicts neither noise nor velocity, or noise where nothing else is left.
     """
     schedule = DDIMScheduler.from_config(scheduler.config)
     if schedule.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ConfigError(
             f"the U-Net predicts {schedule.config.prediction_type}: begin from one that predicts epsilon or velocity."
+        )
+    if schedule.config.prediction_type == "epsilon" and not schedule.alphas_cumprod[-1]:
+        raise ConfigError(
+            "the U-Net predicts noise and its schedule ends in noise alone, where no picture follows from that: set"
+            " rescale_betas_zero_snr in scheduler_config.json to false."
         )
     return schedule
 
